@@ -1,0 +1,88 @@
+import asyncio
+import socket
+import ssl
+from typing import (
+    Any, AsyncIterable, Awaitable, Callable, Iterable, Mapping, Optional, Protocol, Sequence, Tuple, Union,
+)
+
+_Headers = Tuple[Tuple[bytes, bytes], ...]
+_BytesLike = Union[bytes, bytearray, memoryview]
+_Body = Union[AsyncIterable[_BytesLike], Callable[[], AsyncIterable[_BytesLike]]]
+_ParamValue = Union[str, bytes, int, float, Sequence[Union[str, bytes, int, float]]]
+_Param = Union[str, bytes, int, float]
+_Params = Union[Mapping[Any, _ParamValue], Iterable[Tuple[_Param, _ParamValue]]]
+_LookUp = Callable[[str, Any], Awaitable[Tuple[str, ...]]]
+_OpenSocket = Callable[[int, Any], Awaitable[Connection]]
+_StartTls = Callable[[Connection, str], Awaitable[Connection]]
+_Connect = Callable[[str, str, int, _LookUp, _OpenSocket, _StartTls], Awaitable[Connection]]
+_Resolve = Callable[[str, Any], Awaitable[Iterable[Any]]]
+_ClearCache = Callable[[], Awaitable[None]]
+
+class HttpError(Exception): ...
+class HttpRequestError(HttpError, ValueError): ...
+class HttpConnectionError(HttpError): ...
+class HttpDnsError(HttpConnectionError): ...
+class HttpTlsError(HttpConnectionError): ...
+class HttpConnectionTimeout(HttpConnectionError, asyncio.TimeoutError): ...
+
+class HttpDataError(HttpError):
+    reused: bool
+    answered: bool
+
+class HttpBodyError(HttpDataError, ValueError): ...
+class HttpConnectionClosedError(HttpDataError): ...
+class HttpProtocolError(HttpDataError): ...
+class HttpHeaderTooLong(HttpProtocolError): ...
+class HttpDataTimeout(HttpDataError, asyncio.TimeoutError): ...
+
+class Connection:
+    read: Callable[..., Awaitable[bytes]]
+    write: Callable[[memoryview], Awaitable[int]]
+    poll: Callable[[], Optional[bytes]]
+    watch: Callable[[Optional[Callable[[], None]]], None]
+    close: Callable[..., None]
+    abandon: Callable[[], None]
+    address: Optional[Tuple[Any, str]]
+    def __init__(
+        self,
+        read: Callable[..., Awaitable[bytes]],
+        write: Callable[[memoryview], Awaitable[int]],
+        poll: Callable[[], Optional[bytes]],
+        watch: Callable[[Optional[Callable[[], None]]], None],
+        close: Callable[..., None],
+        abandon: Callable[[], None],
+    ) -> None: ...
+
+class ResponseBody:
+    def __aiter__(self) -> ResponseBody: ...
+    async def __anext__(self) -> bytes: ...
+    async def aclose(self) -> None: ...
+
+class _Request(Protocol):
+    async def __call__(
+        self,
+        method: bytes,
+        url: str,
+        params: _Params = ...,
+        headers: Iterable[Tuple[bytes, bytes]] = ...,
+        body: Optional[_Body] = ...,
+    ) -> Tuple[bytes, _Headers, ResponseBody]: ...
+
+def Pool(
+    get_dns_resolver: Callable[[], Tuple[_Resolve, _ClearCache]] = ...,
+    get_ssl_context: Callable[[], ssl.SSLContext] = ...,
+    connect: _Connect = ...,
+    set_sock_options: Callable[[socket.socket], None] = ...,
+    keep_alive_timeout: float = ...,
+    socket_timeout: float = ...,
+    expect_timeout: float = ...,
+    recv_bufsize: int = ...,
+    max_header_length: int = ...,
+) -> Tuple[_Request, Callable[[], Awaitable[None]]]: ...
+def streamed(data: _BytesLike) -> AsyncIterable[_BytesLike]: ...
+async def buffered(body: AsyncIterable[_BytesLike]) -> bytes: ...
+def get_ssl_context_default() -> ssl.SSLContext: ...
+def set_sock_options_default(sock: socket.socket) -> None: ...
+async def connect_directly(
+    scheme: str, host: str, port: int, look_up: _LookUp, open_socket: _OpenSocket, start_tls: _StartTls
+) -> Connection: ...
