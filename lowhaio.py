@@ -9,6 +9,7 @@ The file reads the way a request travels: errors; bodies; url and head out; fram
 plain and TLS connections; connecting; one exchange on a connection; and `Pool`, which holds the state.
 """
 import asyncio
+import collections
 import contextlib
 import functools
 import ipaddress
@@ -299,12 +300,29 @@ def request_framing(method, headers, has_body):
     return ('none', 0), b'content-length: 0\r\n' if method in (b'POST', b'PUT', b'PATCH') else b''
 
 
-def request_head(method, target, authority, headers, added):
-    """The bytes of the request's head; `host` comes first where the caller gave none. RFC 9112 §3.2"""
+Message = collections.namedtuple('Message', 'key method headers head chunked length expects body')
+
+
+def compose(method, url_parts, params, headers, body):
+    """All that is to be sent, as a Message; raises HttpRequestError
+
+    `length` is what the body must keep to, or None; `expects` is whether it waits for 100 Continue.
+    """
+    key, authority, target = url_parts
+    if params:
+        target = with_params(target, params)
+    headers = checked_headers(method, headers)
+    if body is not None:
+        check_body(body)
+    (kind, length), added = request_framing(method, headers, body is not None)
+    # `host` comes first, where the caller gave none. RFC 9112 §3.2
     host = () if field_values(headers, b'host') else ((b'host', authority),)
-    return b'%b %b HTTP/1.1\r\n%b%b\r\n' % (
-        method, target, b''.join(b'%b: %b\r\n' % field for field in host + headers), added,
+    head = b'%b %b HTTP/1.1\r\n%b%b\r\n' % (
+        method, target, b''.join([b'%b: %b\r\n' % field for field in host + headers]), added,
     )
+    expects = b'100-continue' in list_members(field_values(headers, b'expect'))
+    chunked = kind == 'chunked'
+    return Message(key, method, headers, head, chunked, None if chunked else length, expects, body)
 
 
 def check_body(body):
@@ -329,6 +347,8 @@ def caller_body(body, length, previous=None):
 
     async def next_piece():
         nonlocal iterator, count
+        if body is None:
+            return None
         if iterator is None:
             iterable = body if hasattr(body, '__aiter__') else body()
             if not hasattr(iterable, '__aiter__'):
@@ -338,7 +358,8 @@ def caller_body(body, length, previous=None):
             if iterator is previous:
                 raise HttpConnectionClosedError('The server closed a reused connection, and the request cannot be '
                                                 'sent again: the body\'s function returned the same iterator twice')
-        while True:
+        piece = b''
+        while not piece:
             try:
                 piece = await iterator.__anext__()
             except StopAsyncIteration:
@@ -349,12 +370,10 @@ def caller_body(body, length, previous=None):
                 piece = memoryview(piece).cast('B')
             except TypeError as error:
                 raise HttpBodyError(f'The body must give bytes, got {type(piece).__name__}') from error
-            if not piece:
-                continue
-            count += len(piece)
-            if length is not None and count > length:
-                raise HttpBodyError(f'Expected a body of {length} bytes, got {count} or more')
-            return piece
+        count += len(piece)
+        if length is not None and count > length:
+            raise HttpBodyError(f'Expected a body of {length} bytes, got {count} or more')
+        return piece
 
     async def end():
         aclose = getattr(iterator, 'aclose', None)
@@ -364,9 +383,10 @@ def caller_body(body, length, previous=None):
     return next_piece, end, lambda: iterator
 
 
-def may_be_sent_again(error, method, body, iterator):
+def may_be_sent_again(error, message, iterator):
     """Whether `request` itself sends it once more. RFC 9110 §9.2.2, RFC 9112 §9.3.1"""
-    return error.reused and not error.answered and method in IDEMPOTENT and (iterator is None or iterator is not body)
+    return error.reused and not error.answered and message.method in IDEMPOTENT and \
+        (iterator is None or iterator is not message.body)
 
 
 # -------- Framing, and the head in
@@ -1141,10 +1161,9 @@ def writes(prefix, piece, suffix):
     return (head, b''.join((rest, suffix))) if len(rest) + len(suffix) <= MAX_WRITE else (head, rest, suffix)
 
 
-async def exchange(connection, head, chunked, next_piece, first_piece, expect_timeout, max_header_length, on_data):
+async def exchange(connection, message, first_piece, next_piece, expect_timeout, max_header_length, on_data):
     """Sends a request, and receives the head of its response: (whether all was sent, (version, code, headers, rest))
 
-    `next_piece` is None for no body; `expect_timeout` is None where the request has no `expect: 100-continue`.
     `on_data()` is called when any byte of the response has arrived. Raises HttpDataError.
     """
     response = None
@@ -1192,23 +1211,21 @@ async def exchange(connection, head, chunked, next_piece, first_piece, expect_ti
         return response is None and send_error is None
 
     try:
-        prefix = head
+        prefix = message.head
         piece = first_piece
-        if next_piece is None:
-            await send(head)
-        elif expect_timeout is not None:
-            prefix = b''
-            await send(head)
+        if message.expects:
+            await send(prefix)
             await await_continue()
+            prefix = b''
             piece = await next_piece() if is_sending() else None
         while piece is not None and is_sending():
-            size_line, end_of_chunk = (b'%x\r\n' % len(piece), b'\r\n') if chunked else (b'', b'')
+            size_line, end_of_chunk = (b'%x\r\n' % len(piece), b'\r\n') if message.chunked else (b'', b'')
             for data in writes(prefix + size_line, piece, end_of_chunk):
                 await send(data)
             prefix = b''
             piece = await next_piece() if is_sending() else None
-        if next_piece is not None and is_sending():
-            await send(prefix + (b'0\r\n\r\n' if chunked else b''))
+        if is_sending():
+            await send(prefix + (b'0\r\n\r\n' if message.chunked else b''))
         sent_all = is_sending()
         try:
             while response is None:
@@ -1218,8 +1235,8 @@ async def exchange(connection, head, chunked, next_piece, first_piece, expect_ti
         except HttpConnectionClosedError as error:
             if send_error is None:
                 raise
-            raise HttpConnectionClosedError(f'The connection failed while the request was being sent '
-                                            f'({describe(send_error)}), and there was no answer: {error}') from send_error
+            raise HttpConnectionClosedError(f'The connection failed while the request was being sent, and there was no '
+                                            f'answer: {describe(send_error)}; {error}') from send_error
         return sent_all, response
     finally:
         send_error = None  # no cycle of exception and frame
@@ -1291,27 +1308,19 @@ def Pool(
         """
         if not owner.is_open:
             raise HttpRequestError('The pool is closed')
-        key, authority, target = split_url_cached(url) if isinstance(url, str) else split_url(url)
-        if params:
-            target = with_params(target, params)
-        headers = checked_headers(method, headers)
-        if body is not None:
-            check_body(body)
-        (kind, length), added = request_framing(method, headers, body is not None)
-        head = request_head(method, target, authority, headers, added)
-        length = None if kind == 'chunked' else length
+        url_parts = split_url_cached(url) if isinstance(url, str) else split_url(url)
+        message = compose(method, url_parts, params, headers, body)
         running_loop = asyncio._get_running_loop()
         if running_loop is not loop or os.getpid() != pid:
             adopt(running_loop)
-        upload = (None, None, None) if body is None else caller_body(body, length)
+        next_piece, end_body, iterator = caller_body(body, message.length)
         try:
-            return await attempt(key, method, head, headers, kind, upload, *await take(key))
+            return await attempt(message, next_piece, end_body, *await take(message.key))
         except HttpConnectionClosedError as error:
-            if not may_be_sent_again(error, method, body, upload[2] and upload[2]()):
+            if not may_be_sent_again(error, message, iterator()):
                 raise
-        if body is not None:
-            upload = caller_body(body, length, upload[2]())
-        return await attempt(key, method, head, headers, kind, upload, await open_connection(key), False)
+        next_piece, end_body, _ = caller_body(body, message.length, iterator())
+        return await attempt(message, next_piece, end_body, await open_connection(message.key), False)
 
     async def close():
         """Closes idle connections at once, those in use as soon as their response ends; `request` then raises"""
@@ -1339,9 +1348,8 @@ def Pool(
         addresses.clear()
         loop, pid, resolve, clear_cache = running_loop, os.getpid(), None, None
 
-    async def attempt(key, method, head, headers, kind, upload, connection, reused):
+    async def attempt(message, next_piece, end_body, connection, reused):
         """Sends the request on this connection, or on another if it turns out to be dead before the first byte"""
-        next_piece, end_upload, _ = upload
         answered = False
 
         def on_data():
@@ -1350,25 +1358,21 @@ def Pool(
 
         try:
             try:
-                expects = next_piece is not None and b'100-continue' in list_members(field_values(headers, b'expect'))
-                first_piece = await next_piece() if next_piece is not None and not expects else None
+                first_piece = None if message.expects else await next_piece()
                 # A fresh connection was open a moment ago, and what comes on it first is for this request; but the
                 # caller's body may have taken long.
-                must_be_silent = reused or next_piece is not None
+                must_be_silent = reused or message.body is not None
                 while must_be_silent and connection.poll() is not None:
                     connection.close()
-                    connection, reused = await take(key)
+                    connection, reused = await take(message.key)
                     must_be_silent = reused
                 sent_all, (version, code, fields, rest) = await exchange(
-                    connection, head, kind == 'chunked', next_piece, first_piece,
-                    expect_timeout if expects else None, max_header_length, on_data,
-                )
+                    connection, message, first_piece, next_piece, expect_timeout, max_header_length, on_data)
             finally:
-                if end_upload is not None:
-                    await end_upload()
-            framing, length = response_framing(method, code, version, fields)
-            keep = sent_all and persists(version, fields, headers)
-            give_back = functools.partial(release, loop, key, keep, server_keep_alive(fields))
+                await end_body()
+            framing, length = response_framing(message.method, code, version, fields)
+            keep = sent_all and persists(version, fields, message.headers)
+            give_back = functools.partial(release, loop, message.key, keep, server_keep_alive(fields))
             decode = \
                 length_decoder(length) if framing == 'length' else \
                 chunked_decoder(max_header_length) if framing == 'chunked' else \
