@@ -1,0 +1,61 @@
+import os
+
+from setuptools import setup
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+
+with open(os.path.join(HERE, 'README.md'), encoding='utf-8') as file:
+    LONG_DESCRIPTION = file.read()
+
+# The pip that comes with Python 3.6 takes no wheels newer than manylinux1, and asks for a compiler instead; and from
+# an index that does not tell it, it does not learn that a release needs a later Python. So the last that suit it are
+# named here. aiohttp would need eight more: without it the tests against its server say that they are skipped.
+PYTHON_36 = '; python_version < "3.7"'
+PYTHON_37 = '; python_version >= "3.7"'
+PYTHON_37_38 = PYTHON_37 + ' and python_version < "3.9"'
+
+setup(
+    name='lowhaio',
+    version='0.1.0',
+    description='A lightweight, functional HTTP/1.1 client for asyncio: one module, bodies streamed both ways',
+    long_description=LONG_DESCRIPTION,
+    long_description_content_type='text/markdown',
+    author='lowhaio contributors',
+    license='MIT',
+    py_modules=['lowhaio'],
+    # A module of a single file cannot carry `py.typed`: its types are a package of their own (PEP 561).
+    packages=['lowhaio-stubs'],
+    package_data={'lowhaio-stubs': ['__init__.pyi']},
+    python_requires='>=3.6.3',
+    install_requires=['aiodnsresolver>=0.0.140'],
+    extras_require={
+        'tests': [
+            'trustme==0.9.0' + PYTHON_36,
+            'cryptography==3.3.2' + PYTHON_36,
+            'cffi==1.14.6' + PYTHON_36,
+            'pycparser==2.21' + PYTHON_36,
+            'idna==3.4' + PYTHON_36,
+            'uvloop==0.14.0' + PYTHON_36,
+            'trustme>=0.9.0' + PYTHON_37,
+            # Later ones warn that they will leave these Pythons, and in the tests a warning is an error.
+            'cryptography<44' + PYTHON_37_38,
+            'aiohttp>=3.8' + PYTHON_37,
+            'uvloop>=0.17' + PYTHON_37,
+        ],
+        'example': [
+            'tqdm==4.62.3' + PYTHON_36,
+            'tqdm>=4.62.3' + PYTHON_37,
+        ],
+    },
+    classifiers=[
+        'Development Status :: 4 - Beta',
+        'Framework :: AsyncIO',
+        'Intended Audience :: Developers',
+        'License :: OSI Approved :: MIT License',
+        'Operating System :: POSIX',
+        'Programming Language :: Python :: 3',
+        'Programming Language :: Python :: 3 :: Only',
+        'Topic :: Internet :: WWW/HTTP',
+        'Typing :: Typed',
+    ],
+)
