@@ -336,33 +336,40 @@ def check_body(body):
 
 
 def caller_body(body, length, previous=None):
-    """Plays the caller's body once: (next_piece, end, iterator)
+    """Plays the caller's body once: (next_piece, end, state)
 
     `next_piece()` gives a non-empty memoryview, or None at the end; it holds the body to its `length`, unless that
-    is None. `end()` closes the iterator, if it was begun. `iterator()` is what was begun, or None; `previous` is that
-    of an earlier attempt, for functions that return one generator twice.
+    is None. `end()` closes the iterator, if it was begun. `state()` is (what was begun, or None; whether it was the
+    caller's code that raised: where one response is the body of another request, its errors are of this module too).
+    `previous` is what an earlier attempt began, for functions that return one generator twice.
     """
     iterator = None
+    in_callers_code = False
     count = 0
 
     async def next_piece():
-        nonlocal iterator, count
+        nonlocal iterator, in_callers_code, count
         if body is None:
             return None
         if iterator is None:
+            in_callers_code = True
             iterable = body if hasattr(body, '__aiter__') else body()
             if not hasattr(iterable, '__aiter__'):
                 raise HttpRequestError('The body\'s function must return an async iterable of bytes, got '
                                        f'{type(iterable).__name__}')
             iterator = iterable.__aiter__()
+            in_callers_code = False
             if iterator is previous:
                 raise HttpConnectionClosedError('The server closed a reused connection, and the request cannot be '
                                                 'sent again: the body\'s function returned the same iterator twice')
         piece = b''
         while not piece:
+            in_callers_code = True
             try:
                 piece = await iterator.__anext__()
+                in_callers_code = False
             except StopAsyncIteration:
+                in_callers_code = False
                 if length is not None and count != length:
                     raise HttpBodyError(f'Expected a body of {length} bytes, got {count}') from None
                 return None
@@ -376,16 +383,19 @@ def caller_body(body, length, previous=None):
         return piece
 
     async def end():
+        nonlocal in_callers_code
         aclose = getattr(iterator, 'aclose', None)
         if aclose is not None:
+            already, in_callers_code = in_callers_code, True
             await aclose()
+            in_callers_code = already
 
-    return next_piece, end, lambda: iterator
+    return next_piece, end, lambda: (iterator, in_callers_code)
 
 
-def may_be_sent_again(error, message, iterator):
+def may_be_sent_again(error, message, iterator, in_callers_code):
     """Whether `request` itself sends it once more. RFC 9110 §9.2.2, RFC 9112 §9.3.1"""
-    return error.reused and not error.answered and message.method in IDEMPOTENT and \
+    return error.reused and not error.answered and not in_callers_code and message.method in IDEMPOTENT and \
         (iterator is None or iterator is not message.body)
 
 
@@ -1313,14 +1323,15 @@ def Pool(
         running_loop = asyncio._get_running_loop()
         if running_loop is not loop or os.getpid() != pid:
             adopt(running_loop)
-        next_piece, end_body, iterator = caller_body(body, message.length)
+        upload = caller_body(body, message.length)
         try:
-            return await attempt(message, next_piece, end_body, *await take(message.key))
+            return await attempt(message, upload, *await take(message.key))
         except HttpConnectionClosedError as error:
-            if not may_be_sent_again(error, message, iterator()):
+            iterator, in_callers_code = upload[2]()
+            if not may_be_sent_again(error, message, iterator, in_callers_code):
                 raise
-        next_piece, end_body, _ = caller_body(body, message.length, iterator())
-        return await attempt(message, next_piece, end_body, await open_connection(message.key), False)
+        upload = caller_body(body, message.length, iterator)
+        return await attempt(message, upload, await open_connection(message.key), False)
 
     async def close():
         """Closes idle connections at once, those in use as soon as their response ends; `request` then raises"""
@@ -1348,8 +1359,9 @@ def Pool(
         addresses.clear()
         loop, pid, resolve, clear_cache = running_loop, os.getpid(), None, None
 
-    async def attempt(message, next_piece, end_body, connection, reused):
+    async def attempt(message, upload, connection, reused):
         """Sends the request on this connection, or on another if it turns out to be dead before the first byte"""
+        next_piece, end_body, body_state = upload
         answered = False
 
         def on_data():
@@ -1387,7 +1399,7 @@ def Pool(
             return code, fields, ResponseBody(payload)
         except BaseException as error:
             connection.close()
-            if isinstance(error, HttpDataError):
+            if isinstance(error, HttpDataError) and not body_state()[1]:
                 error.reused, error.answered = reused, answered
             raise
 
@@ -1449,9 +1461,13 @@ def Pool(
             timer = loop.call_at(fires_at, again, again)
 
     def forget(key, connection):
+        nonlocal timer
         idle[key].remove(connection)
         if not idle[key]:
             del idle[key]
+        if not idle and timer is not None:
+            timer.cancel()
+            timer = None
 
     def drop_idle(orderly):
         nonlocal timer
@@ -1486,8 +1502,10 @@ def Pool(
             if ssl_context is None:
                 ssl_context = get_ssl_context()
             return await handshaken(connection, ssl_context, host, recv_bufsize)
-        except (OSError, ValueError) as error:
+        except BaseException as error:
             connection.close()
+            if not isinstance(error, (OSError, ValueError)):
+                raise
             error_class = HttpConnectionTimeout if is_timeout(error) else HttpTlsError
             raise error_class(f'The TLS handshake with {host} failed: {describe(error)}') from error
 
