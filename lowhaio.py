@@ -11,6 +11,7 @@ plain and TLS connections; connecting; one exchange on a connection; and `Pool`,
 import asyncio
 import collections
 import contextlib
+import errno
 import functools
 import ipaddress
 import os
@@ -112,6 +113,11 @@ def data_error(error, doing):
         HttpConnectionClosedError if isinstance(error, ssl.SSLEOFError) or not isinstance(error, ssl.SSLError) else \
         HttpDataError
     return cls(f'While {doing}: {describe(error)}')
+
+
+def tagged(error, reused, answered):
+    error.reused, error.answered = reused, answered
+    return error
 
 
 def describe(error):
@@ -355,13 +361,16 @@ def caller_body(body, length, previous=None):
             in_callers_code = True
             iterable = body if hasattr(body, '__aiter__') else body()
             if not hasattr(iterable, '__aiter__'):
+                if asyncio.iscoroutine(iterable):
+                    iterable.close()  # or it would warn that it was never awaited
                 raise HttpRequestError('The body\'s function must return an async iterable of bytes, got '
                                        f'{type(iterable).__name__}')
             iterator = iterable.__aiter__()
-            in_callers_code = False
             if iterator is previous:
-                raise HttpConnectionClosedError('The server closed a reused connection, and the request cannot be '
-                                                'sent again: the body\'s function returned the same iterator twice')
+                raise tagged(HttpConnectionClosedError(
+                    'The server closed a reused connection, and the request cannot be sent again: the body\'s '
+                    'function returned the same iterator twice'), reused=True, answered=False)
+            in_callers_code = False
         piece = b''
         while not piece:
             in_callers_code = True
@@ -404,8 +413,8 @@ def may_be_sent_again(error, message, iterator, in_callers_code):
 # Pure functions. Strict where the length of a message or the end of a line is at stake, for there two readers that
 # differ let one smuggle a message past the other; tolerant inside values, where servers send any byte.
 #
-# A line of a head may end in a bare LF: RFC 9112 §2.2 allows it, and curl, Go, h11 and the browsers take it. A bare
-# CR may not stand anywhere, and the lines of the chunked coding end in CRLF alone.
+# A line of a head, or a trailer, may end in a bare LF: RFC 9112 §2.2 allows it, and curl, Go, h11 and the browsers
+# take it. A bare CR may not stand anywhere, and chunk-size lines, and chunks, end in CRLF alone.
 
 FIELD_LINE = rb'(' + TOKEN + rb'):([^\r\n\x00]*)\r?\n'
 FIELD_LINES = rb'(?:' + FIELD_LINE.replace(b'(', b'(?:') + rb')*'
@@ -598,8 +607,8 @@ def close_decoder():
 
 def chunked_decoder(max_header_length):
     """RFC 9112 §7.1: extensions are skipped; trailers are checked like headers, and skipped"""
-    held = b''     # the beginning of a chunk-size line, or of the trailers
-    remaining = 0  # of the chunk's data
+    held = bytearray()  # the beginning of a chunk-size line, or of the trailers
+    remaining = 0       # of the chunk's data
     count = 0
     match_chunk_size = match_first_chunk_size
     in_trailers = False
@@ -611,7 +620,11 @@ def chunked_decoder(max_header_length):
             raise HttpConnectionClosedError(f'The connection was closed early: got {count} bytes of a chunked body, '
                                             'but not its last chunk')
         if held:
-            data, held = held + data, b''
+            held += data
+            if not in_trailers and b'\n' not in data:  # or a line in small pieces would cost quadratic time
+                check_begun_line()
+                return b'', None
+            data, held = bytes(held), bytearray()
         pieces = []
         at = 0
         while not in_trailers:
@@ -626,8 +639,10 @@ def chunked_decoder(max_header_length):
                     break
             match = match_chunk_size(data, at)
             if not match:
-                held = data[at:]
+                held = bytearray(data[at:])
                 check_begun_line()
+                if held.find(b'\n', len(chunk_end())) >= 0:
+                    raise HttpProtocolError(f'A chunk-size line is malformed: {bytes(held[:100])!r}')
                 break
             if match.end() - at > max_header_length:
                 raise too_long('chunk-size line')
@@ -639,13 +654,12 @@ def chunked_decoder(max_header_length):
         count += len(payload)
         return payload, end_of_trailers(data[at:]) if in_trailers else None
 
+    def chunk_end():
+        return b'' if match_chunk_size is match_first_chunk_size else b'\r\n'
+
     def check_begun_line():
-        # After the chunk's data its CRLF comes first; the size line has the next LF.
-        begin = 0 if match_chunk_size is match_first_chunk_size else 2
-        if begin and not b'\r\n'.startswith(held[:2]):
-            raise HttpProtocolError(f'A chunk must end in CRLF, got {held[:2]!r}')
-        if b'\n' in held[begin:]:
-            raise HttpProtocolError(f'A chunk-size line is malformed: {held[begin:begin + 100]!r}')
+        if chunk_end() and not chunk_end().startswith(bytes(held[:2])):
+            raise HttpProtocolError(f'A chunk must end in CRLF, got {bytes(held[:2])!r}')
         if len(held) > max_header_length:
             raise too_long('chunk-size line')
 
@@ -661,7 +675,7 @@ def chunked_decoder(max_header_length):
         if (end or len(data)) > max_header_length:
             raise too_long('trailer section')
         if not end:
-            held, searched = data, max(0, len(data) - 2)
+            held, searched = bytearray(data), max(0, len(data) - 2)
             return None
         trailers = FOLD.sub(b' ', data[:end])
         if not are_field_lines(trailers[:-2 if trailers.endswith(b'\r\n') else -1]):
@@ -700,24 +714,27 @@ class ResponseBody:
             return ready
         connection = self._connection
         if self._reading:
-            raise self._error(HttpDataError('The body is being read by another task'))
+            raise tagged(HttpDataError('The body is being read by another task'), self._reused, answered=True)
         if connection is None:
             if self._broken:  # it must never look complete
-                raise self._error(HttpConnectionClosedError('The body broke off before its end'))
+                raise tagged(HttpConnectionClosedError('The body broke off early'), self._reused, answered=True)
             raise StopAsyncIteration
         self._reading = True
         try:
             payload, surplus = b'', None
             while not payload and surplus is None:
-                payload, surplus = self._decode(await connection.read())
+                data = await connection.read()
+                if self._connection is None:
+                    raise ConnectionAbortedError('the body was closed by another task')
+                payload, surplus = self._decode(data)
         except BaseException as error:
             self._broken = self._connection is not None  # else it was closed by `aclose`
             self._connection = None
             connection.close()
             if isinstance(error, HttpDataError):
-                raise self._error(error)
-            if isinstance(error, OSError):
-                raise self._error(data_error(error, 'receiving the body')) from error
+                tagged(error, self._reused, answered=True)
+            elif isinstance(error, OSError):
+                raise tagged(data_error(error, 'receiving the body'), self._reused, answered=True) from error
             raise
         finally:
             self._reading = False
@@ -737,10 +754,6 @@ class ResponseBody:
     def __del__(self):
         if self._connection is not None:
             self._connection.abandon()
-
-    def _error(self, error):
-        error.reused, error.answered = self._reused, True
-        return error
 
 
 # -------- Connections
@@ -763,13 +776,8 @@ class Connection:
     """
     __slots__ = ('read', 'write', 'poll', 'watch', 'close', 'abandon', 'address', 'expires_at')
 
-    def __init__(self, read, write, poll, watch, close, abandon):
-        self.read = read
-        self.write = write
-        self.poll = poll
-        self.watch = watch
-        self.close = close
-        self.abandon = abandon
+    def __init__(self, *functions):
+        self.read, self.write, self.poll, self.watch, self.close, self.abandon = functions
         self.address = None
         self.expires_at = 0.0
 
@@ -794,22 +802,21 @@ def socket_connection(loop, sock, socket_timeout, recv_bufsize):
     fileno = sock.fileno()
     pid = os.getpid()
     is_open = True
-    waiter = None      # the future of the one task that waits here
-    has_reader = False
-    readable = False   # the reader fired with nobody waiting
-    received = None    # what came while a write was blocked
+    waiter = None       # the future of the one task that waits here
+    has_reader = False  # else the reader fired with nobody waiting, and there is something to receive
+    received = None     # what came while a write was blocked
     watcher = None
-    timer = None       # one, which moves with its deadline, instead of one each wait: 0.15 µs instead of 1.5 to 2.9
+    timer = None        # one, which moves with its deadline, instead of one each wait: 0.15 µs instead of 1.5 to 2.9
     fires_at = deadline = patience = 0.0
 
     def on_readable():
-        nonlocal has_reader, readable
+        nonlocal has_reader
         if waiter is None or waiter.done():
             if watcher is not None:
                 watcher()
             else:
                 loop.remove_reader(fileno)
-                has_reader, readable = False, True
+                has_reader = False
             return
         try:
             data = sock.recv(recv_bufsize)
@@ -848,39 +855,37 @@ def socket_connection(loop, sock, socket_timeout, recv_bufsize):
         finally:
             waiter = None
 
-    def ensure_reader():
-        nonlocal has_reader, readable
-        if not is_open:
-            raise ConnectionAbortedError('the connection was closed on this side')
+    def listen():
+        nonlocal has_reader
         if not has_reader:
             loop.add_reader(fileno, on_readable)
-            has_reader, readable = True, False
+            has_reader = True
+
+    def take_received():
+        nonlocal received
+        data, received = received, None
+        return data
 
     async def read(timeout=None):
-        nonlocal received, readable
         if received is not None:
-            data, received = received, None
-            return data
-        if readable and is_open:
-            readable = False
+            return take_received()
+        if not has_reader:
             try:
-                return sock.recv(recv_bufsize)
+                return sock.recv(recv_bufsize)  # raises an OSError where it was closed
             except (BlockingIOError, InterruptedError):
-                pass
-        ensure_reader()
+                listen()
         return await wait(timeout or socket_timeout)
 
     async def write(view):
         nonlocal received
-        if readable and received is None:
+        if not has_reader and received is None:
             received = poll()
         while received is None:
             try:
                 return sock.send(view)
             except (BlockingIOError, InterruptedError):
-                pass
+                listen()
             # Writable or readable, whichever is first: a server that has answered may have stopped reading.
-            ensure_reader()
             loop.add_writer(fileno, on_writable)
             try:
                 received = await wait(socket_timeout)
@@ -890,14 +895,11 @@ def socket_connection(loop, sock, socket_timeout, recv_bufsize):
         return 0
 
     def poll():
-        nonlocal received, readable
         if received is not None:
-            data, received = received, None
-            return data
+            return take_received()
         try:
             return sock.recv(recv_bufsize)
         except (BlockingIOError, InterruptedError):
-            readable = False
             return None
         except OSError:
             return b''
@@ -906,51 +908,63 @@ def socket_connection(loop, sock, socket_timeout, recv_bufsize):
         nonlocal watcher
         watcher = callback
         if callback is not None:
-            ensure_reader()
+            listen()
 
     def close(last=b''):
-        nonlocal is_open, watcher, timer, has_reader
+        nonlocal is_open, has_reader, watcher, timer
         if not is_open:
             return
-        is_open, watcher = False, None
-        if not loop.is_closed():
-            # Before the descriptor is closed: its number is the next connection's, and the selector would keep it.
-            loop.remove_reader(fileno)
-            loop.remove_writer(fileno)
-            if timer is not None:
-                timer.cancel()
-            if waiter is not None and not waiter.done():
-                waiter.set_exception(ConnectionAbortedError('the connection was closed on this side'))
-        has_reader, timer = False, None
-        if last:
-            with contextlib.suppress(OSError):
-                sock.send(last)
+        is_open, has_reader, watcher = False, False, None
+        # A fork shares the selector, and the stream, with its parent: there, nothing of them may be touched.
+        if os.getpid() == pid:
+            if not loop.is_closed():
+                # Before the descriptor is closed: its number is the next connection's, and the selector would keep it.
+                loop.remove_reader(fileno)
+                loop.remove_writer(fileno)
+                if timer is not None:
+                    timer.cancel()
+                if waiter is not None and not waiter.done():
+                    waiter.set_exception(ConnectionAbortedError('the connection was closed on this side'))
+            if last:
+                with contextlib.suppress(OSError):
+                    sock.send(last)
+        timer = None
         sock.close()
 
     def abandon():
-        nonlocal is_open, watcher
-        if os.getpid() != pid:
-            # A fork shares the selector with its parent: nothing of it may be touched.
-            is_open, watcher = False, None
-            sock.close()
-        elif runs_elsewhere(loop):
+        if os.getpid() == pid and runs_elsewhere(loop):
             with contextlib.suppress(RuntimeError):  # it was closed in between, and has let go of its readers
                 loop.call_soon_threadsafe(close)
         else:
             close()
 
+    listen()
     return Connection(read, write, poll, watch, close, abandon)
 
 
 def tls_connection(inner, tls, incoming, outgoing, recv_bufsize):
-    """A Connection that is TLS, an ssl.SSLObject after its handshake, on the Connection `inner`
+    """(connection, handshake): a Connection that is TLS, by an ssl.SSLObject, on the Connection `inner`
 
     `incoming.write_eof()` is never called: the end of `inner` while TLS wants more is a truncation, on every version
     of Python and OpenSSL, and only b'' from TLS is close_notify.
     """
     ciphertext = memoryview(b'')  # of `outgoing`, on its way
     taken = 0                     # bytes of the caller's view that TLS has taken, but `inner` has not
+    is_writable = True
     received = None
+
+    async def handshake():
+        is_done = False
+        while not is_done:
+            try:
+                tls.do_handshake()
+                is_done = True
+            except ssl.SSLWantReadError:
+                pass
+            while not await flush():
+                pass
+            if not is_done:
+                incoming.write(untruncated(await inner.read()))
 
     def decrypt():
         """What TLS has in hand: None if it wants more, b'' after close_notify"""
@@ -973,26 +987,42 @@ def tls_connection(inner, tls, incoming, outgoing, recv_bufsize):
 
     async def flush():
         """Whether all that TLS has to send is sent; False if something was received instead"""
-        nonlocal ciphertext, received
-        while ciphertext or outgoing.pending:
+        nonlocal ciphertext, is_writable, received
+        while is_writable and (ciphertext or outgoing.pending):
             ciphertext = ciphertext or memoryview(outgoing.read())
-            sent = await inner.write(ciphertext)
+            try:
+                sent = await inner.write(ciphertext)
+            except OSError:
+                is_writable = False
+                raise
             ciphertext = ciphertext[sent:]
             if not sent:
                 incoming.write(untruncated(await inner.read()))
-                received = decrypt()
+                received = decrypt() if received is None else received
                 if received is not None:
                     return False
         return True
+
+    def take_received():
+        nonlocal received
+        data, received = received, None
+        return data
 
     async def read(timeout=None):
         nonlocal received
         while received is None:
             received = decrypt()
-            if received is None and (await flush()):  # the answer to a key update or a renegotiation
+            if received is not None:
+                break
+            try:
+                await flush()  # the answer to a key update or a renegotiation, or the rest of a record
+            except OSError as error:
+                # The peer takes nothing more; what it has sent before is there all the same.
+                if is_writable or is_timeout(error):
+                    raise
+            if received is None:
                 incoming.write(untruncated(await inner.read(timeout)))
-        data, received = received, None
-        return data
+        return take_received()
 
     async def write(view):
         nonlocal taken
@@ -1005,10 +1035,8 @@ def tls_connection(inner, tls, incoming, outgoing, recv_bufsize):
         return 0
 
     def poll():
-        nonlocal received
         if received is not None:
-            data, received = received, None
-            return data
+            return take_received()
         while True:
             try:
                 data = decrypt()
@@ -1022,15 +1050,16 @@ def tls_connection(inner, tls, incoming, outgoing, recv_bufsize):
             incoming.write(data)
 
     def close(last=b''):
-        if not ciphertext:
-            with contextlib.suppress(OSError, ValueError):
-                if last:
-                    tls.write(last)
-                tls.unwrap()  # raises where there is unread data, but close_notify is queued all the same
-            last = outgoing.read()
-        inner.close(last)
+        if ciphertext:
+            inner.close()  # in the middle of a record
+            return
+        with contextlib.suppress(OSError, ValueError):
+            if last:
+                tls.write(last)
+            tls.unwrap()  # raises where there is unread data, but close_notify is queued all the same
+        inner.close(outgoing.read())
 
-    return Connection(read, write, poll, inner.watch, close, inner.abandon)
+    return Connection(read, write, poll, inner.watch, close, inner.abandon), handshake
 
 
 def untruncated(data):
@@ -1068,9 +1097,8 @@ async def connected_socket(loop, family, address, set_sock_options, socket_timeo
     try:
         sock.setblocking(False)
         set_sock_options(sock)
-        try:
-            sock.connect(address)
-        except (BlockingIOError, InterruptedError):
+        error = sock.connect_ex(address)
+        if error in (errno.EINPROGRESS, errno.EINTR):
             connected = loop.create_future()
             timer = loop.call_later(socket_timeout, expire, connected, 'not connected', socket_timeout)
             loop.add_writer(fileno, lambda: connected.done() or connected.set_result(None))
@@ -1081,8 +1109,8 @@ async def connected_socket(loop, family, address, set_sock_options, socket_timeo
                 if not loop.is_closed():
                     loop.remove_writer(fileno)  # before the descriptor is closed
             error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-            if error:
-                raise OSError(error, os.strerror(error))
+        if error:
+            raise OSError(error, os.strerror(error))
     except BaseException:
         sock.close()
         raise
@@ -1094,27 +1122,14 @@ async def connected_socket(loop, family, address, set_sock_options, socket_timeo
 async def handshaken(inner, context, host, recv_bufsize):
     """A TLS Connection on `inner`; raises OSError, or ssl.CertificateError, a ValueError before Python 3.7"""
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    tls = context.wrap_bio(incoming, outgoing, server_hostname=host.rstrip('.'))
+    connection, handshake = tls_connection(inner, tls, incoming, outgoing, recv_bufsize)
     try:
-        tls = context.wrap_bio(incoming, outgoing, server_hostname=host.rstrip('.'))
-        done = False
-        while not done:
-            try:
-                tls.do_handshake()
-                done = True
-            except ssl.SSLWantReadError:
-                pass
-            ciphertext = memoryview(outgoing.read())
-            while ciphertext:
-                sent = await inner.write(ciphertext)
-                ciphertext = ciphertext[sent:]
-                if not sent:
-                    incoming.write(untruncated(await inner.read()))
-            if not done:
-                incoming.write(untruncated(await inner.read()))
+        await handshake()
     except BaseException:
-        inner.close(outgoing.read())  # the alert that says why
+        connection.close()  # with the alert that says why
         raise
-    return tls_connection(inner, tls, incoming, outgoing, recv_bufsize)
+    return connection
 
 
 async def connect_directly(scheme, host, port, look_up, open_socket, start_tls):
@@ -1330,8 +1345,11 @@ def Pool(
             iterator, in_callers_code = upload[2]()
             if not may_be_sent_again(error, message, iterator, in_callers_code):
                 raise
-        upload = caller_body(body, message.length, iterator)
-        return await attempt(message, upload, await open_connection(message.key), False)
+            try:
+                connection = await open_connection(message.key)
+            except HttpConnectionError as connection_error:
+                raise error from connection_error  # for something was sent, the first time
+            return await attempt(message, caller_body(body, message.length, iterator), connection, False)
 
     async def close():
         """Closes idle connections at once, those in use as soon as their response ends; `request` then raises"""
@@ -1368,22 +1386,34 @@ def Pool(
             nonlocal answered
             answered = True
 
+        async def replaced():
+            connection.close()
+            try:
+                return await take(message.key)
+            except HttpConnectionError as error:
+                if message.body is None or body_state()[0] is not message.body:
+                    raise
+                # After an HttpConnectionError even a generator is untouched; this one is begun.
+                raise HttpConnectionClosedError(f'The connection was closed while the body made its first piece, and '
+                                                f'there is no other: {error}') from error
+
         try:
             try:
+                # A fresh connection was open a moment ago, and what comes on it first is for this request.
+                while reused and connection.poll() is not None:
+                    connection, reused = await replaced()
                 first_piece = None if message.expects else await next_piece()
-                # A fresh connection was open a moment ago, and what comes on it first is for this request; but the
-                # caller's body may have taken long.
-                must_be_silent = reused or message.body is not None
+                # But the caller's body may have taken long.
+                must_be_silent = first_piece is not None
                 while must_be_silent and connection.poll() is not None:
-                    connection.close()
-                    connection, reused = await take(message.key)
+                    connection, reused = await replaced()
                     must_be_silent = reused
                 sent_all, (version, code, fields, rest) = await exchange(
                     connection, message, first_piece, next_piece, expect_timeout, max_header_length, on_data)
             finally:
                 await end_body()
             framing, length = response_framing(message.method, code, version, fields)
-            keep = sent_all and persists(version, fields, message.headers)
+            keep = sent_all and framing != 'close' and persists(version, fields, message.headers)
             give_back = functools.partial(release, loop, message.key, keep, server_keep_alive(fields))
             decode = \
                 length_decoder(length) if framing == 'length' else \
@@ -1400,7 +1430,7 @@ def Pool(
         except BaseException as error:
             connection.close()
             if isinstance(error, HttpDataError) and not body_state()[1]:
-                error.reused, error.answered = reused, answered
+                tagged(error, reused, answered)
             raise
 
     async def take(key):
@@ -1431,8 +1461,8 @@ def Pool(
             connection.close()
             return
         connection.expires_at = idle_clock() + seconds
-        idle.setdefault(key, []).append(connection)
         connection.watch(functools.partial(on_idle_readable, key, connection))
+        idle.setdefault(key, []).append(connection)
         if timer is None or loop.time() + seconds < fires_at:
             if timer is not None:
                 timer.cancel()
@@ -1462,8 +1492,12 @@ def Pool(
 
     def forget(key, connection):
         nonlocal timer
-        idle[key].remove(connection)
-        if not idle[key]:
+        connections = idle[key]
+        if connections[-1] is connection:
+            connections.pop()
+        else:
+            connections.remove(connection)
+        if not connections:
             del idle[key]
         if not idle and timer is not None:
             timer.cancel()
@@ -1532,12 +1566,12 @@ def Pool(
             task.cancel()
         error = None if timed_out or task.cancelled() else task.exception()
         if timed_out or task.cancelled() or error is not None and not isinstance(error, DnsRecordDoesNotExist):
-            # A passing failure: the last answer stands for another moment.
+            # A passing failure: the last answer stands a while longer, or each request would wait for the next one.
             if not known:
                 raise HttpDnsError('The look-up of {} failed: {}'.format(
                     host, describe(error) if error is not None else f'no answer in {socket_timeout:g} seconds',
                 )) from error
-            expires_at = 0
+            expires_at = loop.time() + socket_timeout
         else:
             answers = () if error is not None else task.result()
             known = tuple(str(address) for address in answers)
