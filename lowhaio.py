@@ -32,6 +32,9 @@ __all__ = (
 
 # What one write hands to the kernel, or to TLS, at most: a MemoryBIO holds a second copy of it.
 MAX_WRITE = 65536
+# How many writes may follow each other without a turn of the event loop, where none of them blocks: other tasks must
+# run, and an early answer be noticed.
+WRITES_A_TURN = 16
 # Lengths beyond this do not fit the file offsets of any peer; the digits are bounded before `int` sees them.
 MAX_LENGTH = 2 ** 63 - 1
 # Host names whose addresses, and urls whose parts, are remembered: a crawler's memory must not grow with its hosts.
@@ -179,17 +182,17 @@ def split_url(url):
     if not isinstance(url, str):
         raise HttpRequestError(f'The url must be a str, got {type(url).__name__}')
     if re.search('[\x00-\x1f\x7f]', url):
-        raise HttpRequestError(f'The url contains a control character: {url!r}')
+        raise HttpRequestError(f'The url contains a control character: {url!r:.100}')
     match = URL.fullmatch(url)
     if not match:
-        raise HttpRequestError(f'The url must be absolute, with http or https: {url!r}')
+        raise HttpRequestError(f'The url must be absolute, with http or https: {url!r:.100}')
     scheme, authority, path, query = match.groups()
     if '@' in authority:
         # In logs, in `Referer` and to the eye userinfo is a leak or a disguise. RFC 9110 §4.2.4
         raise HttpRequestError('The url contains userinfo, which is not sent: use an authorization header')
     match = AUTHORITY.fullmatch(authority)
     if not match:
-        raise HttpRequestError(f'The url has no valid host and port: {authority!r}')
+        raise HttpRequestError(f'The url has no valid host and port: {authority!r:.100}')
     ipv6, name, port = match.groups()
     scheme = scheme.lower()
     default_port = 443 if scheme == 'https' else 80
@@ -203,7 +206,7 @@ def split_url(url):
     try:
         target = urllib.parse.quote((path or '/') + (query or ''), TARGET_SAFE)
     except UnicodeError as error:
-        raise HttpRequestError(f'The url cannot be encoded as UTF-8: {url!r}') from error
+        raise HttpRequestError(f'The url cannot be encoded as UTF-8: {url!r:.100}') from error
     return (scheme, host, port), authority.encode('ascii'), target.encode('ascii')
 
 
@@ -211,7 +214,7 @@ def ipv6_host(text):
     try:
         return str(ipaddress.IPv6Address(text))
     except ValueError as error:
-        raise HttpRequestError(f'The host is not an IPv6 address: {text!r}') from error
+        raise HttpRequestError(f'The host is not an IPv6 address: {text!r:.100}') from error
 
 
 def named_host(text):
@@ -219,13 +222,13 @@ def named_host(text):
     try:
         host = text.encode('idna').decode('ascii').lower()
     except UnicodeError as error:
-        raise HttpRequestError(f'The host is not a valid name: {text!r} ({error})') from error
+        raise HttpRequestError(f'The host is not a valid name: {text!r:.100} ({error})') from error
     # IDNA may make a delimiter, or an address, of what was none: judged afterwards.
     if not HOST_NAME.fullmatch(host) or len(host) > 254:
-        raise HttpRequestError(f'The host is not a valid name: {text!r}')
+        raise HttpRequestError(f'The host is not a valid name: {text!r:.100}')
     # Shortened, octal and hexadecimal addresses are read differently by different readers: a way round filters.
     if LOOKS_LIKE_IPV4.fullmatch(host) and not is_ip_address(host):
-        raise HttpRequestError(f'The host is neither a name nor an IPv4 address: {text!r}')
+        raise HttpRequestError(f'The host is neither a name nor an IPv4 address: {text!r:.100}')
     return host
 
 
@@ -243,7 +246,7 @@ def with_params(target, params):
         for name, value in pairs:
             for each in (name,) + (tuple(value) if isinstance(value, (list, tuple)) else (value,)):
                 if not isinstance(each, (str, bytes, int, float)):
-                    raise TypeError(f'{each!r} is not a str, bytes or number')
+                    raise TypeError(f'{each!r:.100} is not a str, bytes or number')
         query = urllib.parse.urlencode(pairs, doseq=True, quote_via=urllib.parse.quote, safe='')
     except (TypeError, ValueError) as error:
         raise HttpRequestError(f'The params must be pairs or a mapping of strings: {error}') from error
@@ -257,7 +260,7 @@ def with_params(target, params):
 def checked_headers(method, headers):
     """The caller's headers as a tuple of pairs; raises HttpRequestError if they, or the method, may not be sent"""
     if not isinstance(method, bytes) or not is_token(method):
-        raise HttpRequestError(f'The method must be a token of bytes, such as b\'GET\', got {method!r}')
+        raise HttpRequestError(f'The method must be a token of bytes, such as b\'GET\', got {method!r:.100}')
     if method == b'CONNECT':
         raise HttpRequestError('CONNECT is not a request for a resource: a tunnel is made by `connect`')
     try:
@@ -266,11 +269,11 @@ def checked_headers(method, headers):
         raise HttpRequestError(f'The headers must be pairs of bytes: {error}') from error
     for name, value in headers:
         if not isinstance(name, bytes) or not isinstance(value, bytes):
-            raise HttpRequestError(f'A header must be a pair of bytes, got {(name, value)!r}')
+            raise HttpRequestError(f'A header must be a pair of bytes, got {(name, value)!r:.100}')
         if not is_token(name):
-            raise HttpRequestError(f'A header\'s name must be a token, got {name!r}')
+            raise HttpRequestError(f'A header\'s name must be a token, got {name!r:.100}')
         if not is_field_value(value):
-            raise HttpRequestError(f'The value of header {name!r} contains a control character: {value!r}')
+            raise HttpRequestError(f'The value of header {name!r:.100} contains a control character: {value!r:.100}')
     return headers
 
 
@@ -286,12 +289,12 @@ def request_framing(method, headers, has_body):
     if lengths and codings:
         raise HttpRequestError('There are both content-length and transfer-encoding: which frames the body?')
     if len(lengths) > 1:
-        raise HttpRequestError(f'There is more than one content-length: {lengths!r}')
+        raise HttpRequestError(f'There is more than one content-length: {lengths!r:.100}')
     if codings and [coding.lower() for coding in codings] != [b'chunked']:
-        raise HttpRequestError(f'The transfer-encoding must be chunked or absent, got {codings!r}')
+        raise HttpRequestError(f'The transfer-encoding must be chunked or absent, got {codings!r:.100}')
     length = parse_length(lengths[0]) if lengths else 0
     if length is None:
-        raise HttpRequestError(f'The content-length must be from 0 to {MAX_LENGTH}, got {lengths[0][:40]!r}')
+        raise HttpRequestError(f'The content-length must be from 0 to {MAX_LENGTH}, got {lengths[0]!r:.100}')
     if not has_body:
         if length:
             raise HttpRequestError(f'There is a content-length of {length} but no body')
@@ -342,19 +345,28 @@ def check_body(body):
 
 
 def caller_body(body, length, previous=None):
-    """Plays the caller's body once: (next_piece, end, state)
+    """Plays the caller's body once: (begin, next_piece, end, state)
 
     `next_piece()` gives a non-empty memoryview, or None at the end; it holds the body to its `length`, unless that
-    is None. `end()` closes the iterator, if it was begun. `state()` is (what was begun, or None; whether it was the
-    caller's code that raised: where one response is the body of another request, its errors are of this module too).
-    `previous` is what an earlier attempt began, for functions that return one generator twice.
+    is None. `begin()` has the first one made. `end()` closes the iterator, if it was begun. `state()` is (what was
+    begun, or None; whether it was the caller's code that raised: where one response is the body of another request,
+    its errors are of this module too). `previous` is what an earlier attempt began, for functions that return one
+    generator twice.
     """
     iterator = None
     in_callers_code = False
+    first = None
     count = 0
 
+    async def begin():
+        nonlocal first
+        first = await next_piece()
+
     async def next_piece():
-        nonlocal iterator, in_callers_code, count
+        nonlocal iterator, in_callers_code, first, count
+        if first is not None:
+            piece, first = first, None
+            return piece
         if body is None:
             return None
         if iterator is None:
@@ -370,7 +382,6 @@ def caller_body(body, length, previous=None):
                 raise tagged(HttpConnectionClosedError(
                     'The server closed a reused connection, and the request cannot be sent again: the body\'s '
                     'function returned the same iterator twice'), reused=True, answered=False)
-            in_callers_code = False
         piece = b''
         while not piece:
             in_callers_code = True
@@ -399,7 +410,7 @@ def caller_body(body, length, previous=None):
             await aclose()
             in_callers_code = already
 
-    return next_piece, end, lambda: (iterator, in_callers_code)
+    return begin, next_piece, end, lambda: (iterator, in_callers_code)
 
 
 def may_be_sent_again(error, message, iterator, in_callers_code):
@@ -479,7 +490,7 @@ def head_reader(max_header_length, on_interim=None):
                     f'The response\'s head, with the 1xx before it, is longer than {max_header_length} bytes')
             if not match:
                 if not b'HTTP/1.'.startswith(bytes(held[:7])):
-                    raise HttpProtocolError(f'The response does not begin with HTTP/1: {bytes(held[:40])!r}')
+                    raise HttpProtocolError(f'The response does not begin with HTTP/1: {bytes(held[:100])!r:.100}')
                 searched = max(0, end - 2)
                 return None
             version, code, headers = parse_head(bytes(held[:end]))
@@ -506,7 +517,7 @@ def parse_head(head):
     # One pattern judges the whole head, and none of its parts can match in two ways: linear, whatever comes.
     match = match_head(head) or match_head(unfolded(head))
     if not match:
-        raise HttpProtocolError(f'The response\'s head is malformed: {malformed_line(head)[:100]!r}')
+        raise HttpProtocolError(f'The response\'s head is malformed: {malformed_line(head)!r:.100}')
     version, code, fields = match.groups()
     # A higher minor version is to be read as the highest one known. RFC 9110 §2.5
     return b'1.0' if version == b'1.0' else b'1.1', code, tuple(
@@ -539,11 +550,12 @@ def response_framing(method, code, version, headers):
     lengths = field_values(headers, b'content-length')
     if codings:
         if lengths:
-            raise HttpProtocolError(f'The response has transfer-encoding {codings!r} and content-length {lengths!r}')
+            raise HttpProtocolError(f'The response has both transfer-encoding {codings!r:.100} and content-length '
+                                    f'{lengths!r:.100}')
         if version == b'1.0':
-            raise HttpProtocolError(f'The response has a transfer-encoding {codings!r} in HTTP/1.0')
+            raise HttpProtocolError(f'The response has a transfer-encoding {codings!r:.100} in HTTP/1.0')
         if [coding.lower() for coding in codings] != [b'chunked']:
-            raise HttpProtocolError(f'The response\'s transfer-encoding must be chunked, got {codings!r}')
+            raise HttpProtocolError(f'The response\'s transfer-encoding must be chunked, got {codings!r:.100}')
         return 'chunked', 0
     if lengths:
         # `5, 5` and repeats are what proxies make of duplicates: one length, as long as all agree.
@@ -551,7 +563,7 @@ def response_framing(method, code, version, headers):
         length = distinct.pop()
         if distinct or length is None:
             raise HttpProtocolError(f'The response\'s content-length must be one number up to {MAX_LENGTH}, got '
-                                    f'{[value[:40] for value in lengths[:4]]!r}')
+                                    f'{lengths!r:.100}')
         return ('length', length) if length else ('none', 0)
     return 'close', 0
 
@@ -642,7 +654,7 @@ def chunked_decoder(max_header_length):
                 held = bytearray(data[at:])
                 check_begun_line()
                 if held.find(b'\n', len(chunk_end())) >= 0:
-                    raise HttpProtocolError(f'A chunk-size line is malformed: {bytes(held[:100])!r}')
+                    raise HttpProtocolError(f'A chunk-size line is malformed: {bytes(held[:100])!r:.100}')
                 break
             if match.end() - at > max_header_length:
                 raise too_long('chunk-size line')
@@ -659,7 +671,7 @@ def chunked_decoder(max_header_length):
 
     def check_begun_line():
         if chunk_end() and not chunk_end().startswith(bytes(held[:2])):
-            raise HttpProtocolError(f'A chunk must end in CRLF, got {bytes(held[:2])!r}')
+            raise HttpProtocolError(f'A chunk must end in CRLF, got {bytes(held[:2])!r:.100}')
         if len(held) > max_header_length:
             raise too_long('chunk-size line')
 
@@ -679,7 +691,7 @@ def chunked_decoder(max_header_length):
             return None
         trailers = FOLD.sub(b' ', data[:end])
         if not are_field_lines(trailers[:-2 if trailers.endswith(b'\r\n') else -1]):
-            raise HttpProtocolError(f'A trailer is malformed: {trailers[:100]!r}')
+            raise HttpProtocolError(f'A trailer is malformed: {trailers!r:.100}')
         return data[end:]
 
     def too_long(what):
@@ -1186,7 +1198,7 @@ def writes(prefix, piece, suffix):
     return (head, b''.join((rest, suffix))) if len(rest) + len(suffix) <= MAX_WRITE else (head, rest, suffix)
 
 
-async def exchange(connection, message, first_piece, next_piece, expect_timeout, max_header_length, on_data):
+async def exchange(connection, message, next_piece, expect_timeout, max_header_length, on_data):
     """Sends a request, and receives the head of its response: (whether all was sent, (version, code, headers, rest))
 
     `on_data()` is called when any byte of the response has arrived. Raises HttpDataError.
@@ -1194,6 +1206,7 @@ async def exchange(connection, message, first_piece, next_piece, expect_timeout,
     response = None
     continued = False
     send_error = None
+    writes_of_turn = 0
 
     def on_interim(code):
         nonlocal continued
@@ -1209,10 +1222,13 @@ async def exchange(connection, message, first_piece, next_piece, expect_timeout,
 
     async def send(data):
         """Sends all of it, unless the final answer arrives first, or the connection fails"""
-        nonlocal send_error
+        nonlocal send_error, writes_of_turn
         view = memoryview(data)
         try:
             while view and response is None:
+                writes_of_turn += 1
+                if not writes_of_turn % WRITES_A_TURN:
+                    await asyncio.sleep(0)
                 sent = await connection.write(view[:MAX_WRITE])
                 view = view[sent:]
                 if not sent:
@@ -1237,17 +1253,17 @@ async def exchange(connection, message, first_piece, next_piece, expect_timeout,
 
     try:
         prefix = message.head
-        piece = first_piece
         if message.expects:
             await send(prefix)
             await await_continue()
             prefix = b''
-            piece = await next_piece() if is_sending() else None
+        piece = await next_piece() if is_sending() else None
         while piece is not None and is_sending():
             size_line, end_of_chunk = (b'%x\r\n' % len(piece), b'\r\n') if message.chunked else (b'', b'')
             for data in writes(prefix + size_line, piece, end_of_chunk):
                 await send(data)
             prefix = b''
+            piece = data = None  # while it is referred to, the caller cannot resize its buffer
             piece = await next_piece() if is_sending() else None
         if is_sending():
             await send(prefix + (b'0\r\n\r\n' if message.chunked else b''))
@@ -1342,7 +1358,7 @@ def Pool(
         try:
             return await attempt(message, upload, *await take(message.key))
         except HttpConnectionClosedError as error:
-            iterator, in_callers_code = upload[2]()
+            iterator, in_callers_code = upload[3]()
             if not may_be_sent_again(error, message, iterator, in_callers_code):
                 raise
             try:
@@ -1370,7 +1386,7 @@ def Pool(
         nonlocal loop, pid, resolve, clear_cache
         if running_loop is None or type(running_loop).add_reader is asyncio.AbstractEventLoop.add_reader:
             raise HttpRequestError('An asyncio event loop with add_reader must run, such as SelectorEventLoop or '
-                                   f'uvloop, got {running_loop!r}')
+                                   f'uvloop, got {running_loop!r:.100}')
         if loop is not None and pid == os.getpid() and loop is not running_loop and loop.is_running():
             raise HttpRequestError('The pool belongs to another event loop, which is still running')
         drop_idle(orderly=False)
@@ -1379,7 +1395,7 @@ def Pool(
 
     async def attempt(message, upload, connection, reused):
         """Sends the request on this connection, or on another if it turns out to be dead before the first byte"""
-        next_piece, end_body, body_state = upload
+        begin_body, next_piece, end_body, body_state = upload
         answered = False
 
         def on_data():
@@ -1402,14 +1418,14 @@ def Pool(
                 # A fresh connection was open a moment ago, and what comes on it first is for this request.
                 while reused and connection.poll() is not None:
                     connection, reused = await replaced()
-                first_piece = None if message.expects else await next_piece()
-                # But the caller's body may have taken long.
-                must_be_silent = first_piece is not None
+                must_be_silent = message.body is not None and not message.expects
+                if must_be_silent:
+                    await begin_body()  # which may take long
                 while must_be_silent and connection.poll() is not None:
                     connection, reused = await replaced()
                     must_be_silent = reused
                 sent_all, (version, code, fields, rest) = await exchange(
-                    connection, message, first_piece, next_piece, expect_timeout, max_header_length, on_data)
+                    connection, message, next_piece, expect_timeout, max_header_length, on_data)
             finally:
                 await end_body()
             framing, length = response_framing(message.method, code, version, fields)
@@ -1515,6 +1531,8 @@ def Pool(
                 connection.abandon()
         if timer is not None and not elsewhere:
             timer.cancel()
+        elif timer is not None and pid == os.getpid():
+            loop.call_soon_threadsafe(timer.cancel)
         timer = None
 
     async def open_connection(key):
