@@ -394,7 +394,7 @@ def caller_body(body, length, previous=None):
                     raise HttpBodyError(f'Expected a body of {length} bytes, got {count}') from None
                 return None
             try:
-                piece = memoryview(piece).cast('B')
+                piece = memoryview(piece).cast('B') or b''
             except TypeError as error:
                 raise HttpBodyError(f'The body must give bytes, got {type(piece).__name__}') from error
         count += len(piece)
