@@ -804,6 +804,12 @@ def expire(waiter, what, seconds):
         waiter.set_exception(socket.timeout(f'{what} for {seconds:g} seconds'))
 
 
+def remove_writer(loop, sock):
+    """Before the descriptor is closed, where it, or the loop, is not yet"""
+    if sock.fileno() >= 0 and not loop.is_closed():
+        loop.remove_writer(sock.fileno())
+
+
 def socket_connection(loop, sock, socket_timeout, recv_bufsize):
     """A Connection on a connected, non-blocking socket
 
@@ -902,8 +908,7 @@ def socket_connection(loop, sock, socket_timeout, recv_bufsize):
             try:
                 received = await wait(socket_timeout)
             finally:
-                if is_open and not loop.is_closed():
-                    loop.remove_writer(fileno)
+                remove_writer(loop, sock)
         return 0
 
     def poll():
@@ -973,8 +978,7 @@ def tls_connection(inner, tls, incoming, outgoing, recv_bufsize):
                 is_done = True
             except ssl.SSLWantReadError:
                 pass
-            while not await flush():
-                pass
+            await flush()  # what it leaves is sent before all else
             if not is_done:
                 incoming.write(untruncated(await inner.read()))
 
@@ -1118,8 +1122,7 @@ async def connected_socket(loop, family, address, set_sock_options, socket_timeo
                 await connected
             finally:
                 timer.cancel()
-                if not loop.is_closed():
-                    loop.remove_writer(fileno)  # before the descriptor is closed
+                remove_writer(loop, sock)
             error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if error:
             raise OSError(error, os.strerror(error))
