@@ -970,7 +970,7 @@ def tls_connection(inner, tls, incoming, outgoing, recv_bufsize):
     is_writable = True
     received = None
 
-    async def handshake():
+    async def handshake(host):
         is_done = False
         while not is_done:
             try:
@@ -978,6 +978,10 @@ def tls_connection(inner, tls, incoming, outgoing, recv_bufsize):
                 is_done = True
             except ssl.SSLWantReadError:
                 pass
+            except ValueError:  # pragma: no cover -- Python 3.6 alone, and there it is tested
+                # It judges the name by its U-label, which no certificate has, where later ones leave that to OpenSSL.
+                ssl.match_hostname(tls.getpeercert(), host)
+                is_done = True
             await flush()  # what it leaves is sent before all else
             if not is_done:
                 incoming.write(untruncated(await inner.read()))
@@ -1140,7 +1144,7 @@ async def handshaken(inner, context, host, recv_bufsize):
     tls = context.wrap_bio(incoming, outgoing, server_hostname=host.rstrip('.'))
     connection, handshake = tls_connection(inner, tls, incoming, outgoing, recv_bufsize)
     try:
-        await handshake()
+        await handshake(host.rstrip('.'))
     except BaseException:
         connection.close()  # with the alert that says why
         raise
