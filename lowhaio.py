@@ -804,6 +804,15 @@ def expire(waiter, what, seconds):
         waiter.set_exception(socket.timeout(f'{what} for {seconds:g} seconds'))
 
 
+class _Socket(socket.socket):
+    """Closes without a ResourceWarning: in a cycle that is collected, it may be finalised before its owner"""
+    __slots__ = ()
+
+    def __del__(self):
+        if self.fileno() >= 0:
+            self.close()
+
+
 def remove_writer(loop, sock):
     """Before the descriptor is closed, where it, or the loop, is not yet"""
     if sock.fileno() >= 0 and not loop.is_closed():
@@ -931,13 +940,14 @@ def socket_connection(loop, sock, socket_timeout, recv_bufsize):
         nonlocal is_open, has_reader, watcher, timer
         if not is_open:
             return
-        is_open, has_reader, watcher = False, False, None
+        is_open, watcher = False, None
         # A fork shares the selector, and the stream, with its parent: there, nothing of them may be touched.
         if os.getpid() == pid:
             if not loop.is_closed():
                 # Before the descriptor is closed: its number is the next connection's, and the selector would keep it.
-                loop.remove_reader(fileno)
-                loop.remove_writer(fileno)
+                if has_reader:
+                    loop.remove_reader(fileno)
+                remove_writer(loop, sock)
                 if timer is not None:
                     timer.cancel()
                 if waiter is not None and not waiter.done():
@@ -945,7 +955,7 @@ def socket_connection(loop, sock, socket_timeout, recv_bufsize):
             if last:
                 with contextlib.suppress(OSError):
                     sock.send(last)
-        timer = None
+        has_reader, timer = False, None
         sock.close()
 
     def abandon():
@@ -1111,7 +1121,7 @@ def set_sock_options_default(sock):
 
 async def connected_socket(loop, family, address, set_sock_options, socket_timeout):
     """A non-blocking stream socket, connected to an address of its family; raises OSError"""
-    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock = _Socket(family, socket.SOCK_STREAM)
     fileno = sock.fileno()
     connected = None
     try:
@@ -1368,11 +1378,15 @@ def Pool(
             iterator, in_callers_code = upload[3]()
             if not may_be_sent_again(error, message, iterator, in_callers_code):
                 raise
+            first_error = error
+        try:  # not while the first error is being handled: it would be the context of all others, a cycle
             try:
                 connection = await open_connection(message.key)
             except HttpConnectionError as connection_error:
-                raise error from connection_error  # for something was sent, the first time
+                raise first_error from connection_error  # for something was sent, the first time
             return await attempt(message, caller_body(body, message.length, iterator), connection, False)
+        finally:
+            first_error = None
 
     async def close():
         """Closes idle connections at once, those in use as soon as their response ends; `request` then raises"""
