@@ -32,9 +32,9 @@ __all__ = (
 
 # What one write hands to the kernel, or to TLS, at most: a MemoryBIO holds a second copy of it.
 MAX_WRITE = 65536
-# How many writes may follow each other without a turn of the event loop, where none of them blocks: other tasks must
-# run, and an early answer be noticed.
-WRITES_A_TURN = 16
+# How many reads, or writes, may follow each other without a turn of the event loop, where none of them blocks: other
+# tasks must run, and an early answer be noticed.
+CALLS_A_TURN = 16
 # Lengths beyond this do not fit the file offsets of any peer; the digits are bounded before `int` sees them.
 MAX_LENGTH = 2 ** 63 - 1
 # Host names whose addresses, and urls whose parts, are remembered: a crawler's memory must not grow with its hosts.
@@ -832,6 +832,8 @@ def socket_connection(loop, sock, socket_timeout, recv_bufsize):
     waiter = None       # the future of the one task that waits here
     has_reader = False  # else the reader fired with nobody waiting, and there is something to receive
     received = None     # what came while a write was blocked
+    is_asked = False    # something was sent since the last read: its answer cannot be there yet
+    reads = 0
     watcher = None
     timer = None        # one, which moves with its deadline, instead of one each wait: 0.15 µs instead of 1.5 to 2.9
     fires_at = deadline = patience = 0.0
@@ -894,20 +896,27 @@ def socket_connection(loop, sock, socket_timeout, recv_bufsize):
         return data
 
     async def read(timeout=None):
+        nonlocal is_asked, reads
         if received is not None:
             return take_received()
-        if not has_reader:
+        if not is_asked or not has_reader:
+            # At a reset uvloop tells the reader once, and then is deaf: after the last bytes, the error is found here.
+            reads += 1
+            if not reads % CALLS_A_TURN:
+                await asyncio.sleep(0)
             try:
                 return sock.recv(recv_bufsize)  # raises an OSError where it was closed
             except (BlockingIOError, InterruptedError):
                 listen()
+        is_asked = False
         return await wait(timeout or socket_timeout)
 
     async def write(view):
-        nonlocal received
+        nonlocal received, is_asked
         if not has_reader and received is None:
             received = poll()
         while received is None:
+            is_asked = True
             try:
                 return sock.send(view)
             except (BlockingIOError, InterruptedError):
@@ -1244,7 +1253,7 @@ async def exchange(connection, message, next_piece, expect_timeout, max_header_l
         try:
             while view and response is None:
                 writes_of_turn += 1
-                if not writes_of_turn % WRITES_A_TURN:
+                if not writes_of_turn % CALLS_A_TURN:
                     await asyncio.sleep(0)
                 sent = await connection.write(view[:MAX_WRITE])
                 view = view[sent:]
