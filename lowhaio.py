@@ -916,9 +916,11 @@ def socket_connection(loop, sock, socket_timeout, recv_bufsize):
         if not has_reader and received is None:
             received = poll()
         while received is None:
-            is_asked = True
+            is_asked = False
             try:
-                return sock.send(view)
+                sent = sock.send(view)
+                is_asked = True
+                return sent
             except (BlockingIOError, InterruptedError):
                 listen()
             # Writable or readable, whichever is first: a server that has answered may have stopped reading.
