@@ -999,7 +999,7 @@ def tls_connection(inner, tls, incoming, outgoing, recv_bufsize):
                 is_done = True
             except ssl.SSLWantReadError:
                 pass
-            except ssl.SSLError:  # from Python 3.7 on, also what is wrong with the certificate, which is a ValueError too
+            except ssl.SSLError:  # from Python 3.7 on a refused certificate is one, and a ValueError too
                 raise
             except ValueError:  # pragma: no cover -- Python 3.6 alone, and there it is tested
                 # It judges the name by its U-label, which no certificate has, where later ones leave that to OpenSSL.
