@@ -16,6 +16,7 @@ import functools
 import ipaddress
 import os
 import re
+import select
 import socket
 import ssl
 import time
@@ -37,8 +38,10 @@ MAX_WRITE = 65536
 CALLS_A_TURN = 16
 # Lengths beyond this do not fit the file offsets of any peer; the digits are bounded before `int` sees them.
 MAX_LENGTH = 2 ** 63 - 1
-# Host names whose addresses, and urls whose parts, are remembered: a crawler's memory must not grow with its hosts.
+# Host names whose addresses, urls whose parts, and heads that are remembered: a crawler's memory must not grow with its
+# hosts. A head of more bytes is composed anew each time.
 MAX_REMEMBERED = 1024
+MAX_REMEMBERED_HEAD = 4096
 # Seconds for which an answer of the DNS stands at least: the resolver gives entries of /etc/hosts no time at all.
 MIN_TTL = 1
 # Seconds by which a connection is retired before the server's own `keep-alive: timeout`, for bytes on their way.
@@ -165,7 +168,6 @@ TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"  # RFC 9110 §5.6.2
 is_token = re.compile(TOKEN).fullmatch
 # Any byte but the controls, of which HTAB alone may stand in a value. RFC 9110 §5.5
 is_field_value = re.compile(rb'[^\x00-\x08\x0a-\x1f\x7f]*').fullmatch
-is_digits = re.compile(rb'[0-9]+').fullmatch  # no sign, blank or underscore, all of which `int` takes
 URL = re.compile(r'(https?)://([^/?#]*)([^?#]*)(\?[^#]*)?(?:#.*)?', re.IGNORECASE)  # RFC 3986 appendix B
 AUTHORITY = re.compile(r'(?:\[([0-9A-Fa-f:.]+)\]|([^\[\]:]+))(?::([0-9]{0,5}))?')
 HOST_NAME = re.compile(r'[a-z0-9_~-]+(?:\.[a-z0-9_~-]+)*\.?')
@@ -277,14 +279,15 @@ def checked_headers(method, headers):
     return headers
 
 
-def request_framing(method, headers, has_body):
+def request_framing(method, named, has_body):
     """How the request's body is sent: ((kind, length), added field lines)
 
-    `kind` is 'none', 'length' or 'chunked'. Raises HttpRequestError. RFC 9112 §6, RFC 9110 §8.6
+    `kind` is 'none', 'length' or 'chunked'; `named` is `by_name` of its headers. Raises HttpRequestError. RFC 9112 §6,
+    RFC 9110 §8.6
     """
-    lengths = field_values(headers, b'content-length')
-    codings = field_values(headers, b'transfer-encoding')
-    if len(field_values(headers, b'host')) > 1:
+    lengths = named.get(b'content-length', ())
+    codings = named.get(b'transfer-encoding', ())
+    if len(named.get(b'host', ())) > 1:
         raise HttpRequestError('There is more than one host header')
     if lengths and codings:
         raise HttpRequestError('There are both content-length and transfer-encoding: which frames the body?')
@@ -298,7 +301,7 @@ def request_framing(method, headers, has_body):
     if not has_body:
         if length:
             raise HttpRequestError(f'There is a content-length of {length} but no body')
-        if field_values(headers, b'expect'):
+        if b'expect' in named:
             raise HttpRequestError('There is an expect header but no body')
     if codings:
         return ('chunked', 0), b''
@@ -309,29 +312,30 @@ def request_framing(method, headers, has_body):
     return ('none', 0), b'content-length: 0\r\n' if method in (b'POST', b'PUT', b'PATCH') else b''
 
 
-Message = collections.namedtuple('Message', 'key method headers head chunked length expects body')
+LAST_CHUNK = b'0\r\n\r\n'
+# All that is to be sent, but for the body itself: `length` is what it must keep to, or None; `expects` is whether it
+# waits for 100 Continue; `closes` is whether the caller asked for `connection: close`.
+Message = collections.namedtuple('Message', 'key method headers head chunked length expects closes')
 
 
-def compose(method, url_parts, params, headers, body):
-    """All that is to be sent, as a Message; raises HttpRequestError
-
-    `length` is what the body must keep to, or None; `expects` is whether it waits for 100 Continue.
-    """
+def compose(method, url_parts, params, headers, has_body):
+    """A Message; raises HttpRequestError"""
     key, authority, target = url_parts
     if params:
         target = with_params(target, params)
     headers = checked_headers(method, headers)
-    if body is not None:
-        check_body(body)
-    (kind, length), added = request_framing(method, headers, body is not None)
+    named = by_name([(name.lower(), value) for name, value in headers])
+    (kind, length), added = request_framing(method, named, has_body)
     # `host` comes first, where the caller gave none. RFC 9112 §3.2
-    host = () if field_values(headers, b'host') else ((b'host', authority),)
+    host = () if b'host' in named else ((b'host', authority),)
     head = b'%b %b HTTP/1.1\r\n%b%b\r\n' % (
         method, target, b''.join([b'%b: %b\r\n' % field for field in host + headers]), added,
     )
-    expects = b'100-continue' in list_members(field_values(headers, b'expect'))
+    expects = b'100-continue' in list_members(named.get(b'expect', ()))
     chunked = kind == 'chunked'
-    return Message(key, method, headers, head, chunked, None if chunked else length, expects, body)
+    if chunked and not has_body:
+        head += LAST_CHUNK
+    return Message(key, method, headers, head, chunked, None if chunked else length, expects, asks_to_close(named))
 
 
 def check_body(body):
@@ -344,79 +348,87 @@ def check_body(body):
                                f'{type(body).__name__}')
 
 
-def caller_body(body, length, previous=None):
-    """Plays the caller's body once: (begin, next_piece, end, state)
+class Upload:
+    """The caller's body, played once
 
-    `next_piece()` gives a non-empty memoryview, or None at the end; it holds the body to its `length`, unless that
-    is None. `begin()` has the first one made. `end()` closes the iterator, if it was begun. `state()` is (what was
-    begun, or None; whether it was the caller's code that raised: where one response is the body of another request,
-    its errors are of this module too). `previous` is what an earlier attempt began, for functions that return one
-    generator twice.
+    It is held to its `length`, unless that is None. `iterator` is what was begun, or None; `in_callers_code` is
+    whether it was the caller's code that raised: where one response is the body of another request, its errors are
+    of this module too. `previous` is what an earlier attempt began, for functions that return one generator twice.
     """
-    iterator = None
-    in_callers_code = False
-    first = None
-    count = 0
+    __slots__ = ('_body', '_length', '_previous', '_first', '_count', 'iterator', 'in_callers_code')
 
-    async def begin():
-        nonlocal first
-        first = await next_piece()
+    def __init__(self, body, length, previous=None):
+        self._body = body
+        self._length = length
+        self._previous = previous
+        self._first = None
+        self._count = 0
+        self.iterator = None
+        self.in_callers_code = False
 
-    async def next_piece():
-        nonlocal iterator, in_callers_code, first, count
-        if first is not None:
-            piece, first = first, None
+    def is_replayable(self):
+        """Whether another attempt may play the body too: it is not begun, or not its own iterator"""
+        return self.iterator is None or self.iterator is not self._body
+
+    async def begin(self):
+        """Has the first piece made"""
+        self._first = await self.next_piece()
+
+    async def next_piece(self):
+        """A non-empty memoryview, or None at the end"""
+        if self._first is not None:
+            piece, self._first = self._first, None
             return piece
-        if body is None:
-            return None
-        if iterator is None:
-            in_callers_code = True
-            iterable = body if hasattr(body, '__aiter__') else body()
-            if not hasattr(iterable, '__aiter__'):
-                if asyncio.iscoroutine(iterable):
-                    iterable.close()  # or it would warn that it was never awaited
-                raise HttpRequestError('The body\'s function must return an async iterable of bytes, got '
-                                       f'{type(iterable).__name__}')
-            iterator = iterable.__aiter__()
-            if iterator is previous:
-                raise tagged(HttpConnectionClosedError(
-                    'The server closed a reused connection, and the request cannot be sent again: the body\'s '
-                    'function returned the same iterator twice'), reused=True, answered=False)
+        if self.iterator is None:
+            self.iterator = self._iterate()
         piece = b''
         while not piece:
-            in_callers_code = True
+            self.in_callers_code = True
             try:
-                piece = await iterator.__anext__()
-                in_callers_code = False
+                piece = await self.iterator.__anext__()
+                self.in_callers_code = False
             except StopAsyncIteration:
-                in_callers_code = False
-                if length is not None and count != length:
-                    raise HttpBodyError(f'Expected a body of {length} bytes, got {count}') from None
+                self.in_callers_code = False
+                if self._length is not None and self._count != self._length:
+                    raise HttpBodyError(f'Expected a body of {self._length} bytes, got {self._count}') from None
                 return None
             try:
                 piece = memoryview(piece).cast('B') or b''
             except TypeError as error:
                 raise HttpBodyError(f'The body must give bytes, got {type(piece).__name__}') from error
-        count += len(piece)
-        if length is not None and count > length:
-            raise HttpBodyError(f'Expected a body of {length} bytes, got {count} or more')
+        self._count += len(piece)
+        if self._length is not None and self._count > self._length:
+            raise HttpBodyError(f'Expected a body of {self._length} bytes, got {self._count} or more')
         return piece
 
-    async def end():
-        nonlocal in_callers_code
-        aclose = getattr(iterator, 'aclose', None)
+    def _iterate(self):
+        self.in_callers_code = True
+        iterable = self._body if hasattr(self._body, '__aiter__') else self._body()
+        if not hasattr(iterable, '__aiter__'):
+            if asyncio.iscoroutine(iterable):
+                iterable.close()  # or it would warn that it was never awaited
+            raise HttpRequestError('The body\'s function must return an async iterable of bytes, got '
+                                   f'{type(iterable).__name__}')
+        iterator = iterable.__aiter__()
+        if iterator is self._previous:
+            raise tagged(HttpConnectionClosedError(
+                'The server closed a reused connection, and the request cannot be sent again: the body\'s '
+                'function returned the same iterator twice'), reused=True, answered=False)
+        return iterator
+
+    async def end(self):
+        """Closes the iterator, if it was begun"""
+        aclose = getattr(self.iterator, 'aclose', None)
         if aclose is not None:
-            already, in_callers_code = in_callers_code, True
+            already, self.in_callers_code = self.in_callers_code, True
             await aclose()
-            in_callers_code = already
-
-    return begin, next_piece, end, lambda: (iterator, in_callers_code)
+            self.in_callers_code = already
 
 
-def may_be_sent_again(error, message, iterator, in_callers_code):
+def may_be_sent_again(error, method, upload):
     """Whether `request` itself sends it once more. RFC 9110 §9.2.2, RFC 9112 §9.3.1"""
-    return error.reused and not error.answered and not in_callers_code and message.method in IDEMPOTENT and \
-        (iterator is None or iterator is not message.body)
+    return error.reused and not error.answered and method in IDEMPOTENT and \
+        (upload is None or upload.is_replayable() and not upload.in_callers_code)
 
 
 # -------- Framing, and the head in
@@ -427,9 +439,7 @@ def may_be_sent_again(error, message, iterator, in_callers_code):
 # A line of a head, or a trailer, may end in a bare LF: RFC 9112 §2.2 allows it, and curl, Go, h11 and the browsers
 # take it. A bare CR may not stand anywhere, and chunk-size lines, and chunks, end in CRLF alone.
 
-FIELD_LINE = rb'(' + TOKEN + rb'):([^\r\n\x00]*)\r?\n'
-FIELD_LINES = rb'(?:' + FIELD_LINE.replace(b'(', b'(?:') + rb')*'
-field_pairs = re.compile(FIELD_LINE).findall
+FIELD_LINES = rb'(?:' + TOKEN + rb':[^\r\n\x00]*\r?\n)*'
 are_field_lines = re.compile(FIELD_LINES).fullmatch
 # RFC 9112 §4. The space before an empty reason is often left out.
 STATUS_LINE = rb'HTTP/(1\.[0-9]) ([1-9][0-9][0-9])(?: [^\r\n\x00]*)?\r?\n'
@@ -442,71 +452,83 @@ match_first_chunk_size = re.compile(CHUNK_SIZE).match
 match_next_chunk_size = re.compile(rb'\r\n' + CHUNK_SIZE).match
 
 
-def field_values(headers, wanted):
-    """The values of all fields of this (lower-case) name"""
-    return [value for name, value in headers if name == wanted or name.lower() == wanted]
+# What decides how a message is framed, and what becomes of its connection.
+FRAMING_FIELDS = frozenset((b'content-length', b'transfer-encoding', b'connection', b'keep-alive', b'host', b'expect'))
+
+
+def by_name(headers):
+    """{name: [values]} of the FRAMING_FIELDS among headers with lower-case names: one pass over all of them"""
+    named = {}
+    for name, value in headers:
+        if name in FRAMING_FIELDS:
+            named.setdefault(name, []).append(value)
+    return named
 
 
 def list_members(values):
     """The members of comma-separated lists, in lower case. RFC 9110 §5.6.1"""
-    return [member.strip(b' \t').lower() for value in values for member in value.split(b',')]
+    return values and [member.strip(b' \t').lower() for value in values for member in value.split(b',')]
 
 
 def parse_length(digits):
     """A content-length as int; None if it is not ASCII digits of at most 2^63 − 1"""
-    # 5,000 digits would raise a bare ValueError in some Pythons, and cost quadratic time in others.
-    significant = digits.lstrip(b'0')
-    if not is_digits(digits) or len(significant) > 19 or int(significant or b'0') > MAX_LENGTH:
+    if len(digits) > 19:
+        digits = digits.lstrip(b'0') or digits[-1:]
+    # No sign, blank or underscore, all of which `int` takes; of 5,000 digits it would raise a bare ValueError in some
+    # Pythons, and take quadratic time in others.
+    if not digits.isdigit() or len(digits) > 19:
         return None
-    return int(significant or b'0')
+    length = int(digits)
+    return length if length <= MAX_LENGTH else None
 
 
-def head_reader(max_header_length, on_interim=None):
-    """feed(received bytes) → None until the final head is in, then (version, code, headers, rest)
+class HeadReader:
+    """Is fed received bytes until `response` is (version, code, headers, rest), those of the final head
 
-    1xx are skipped, but told to `on_interim(code)`; b'' is the end of the connection. Raises HttpProtocolError,
-    HttpHeaderTooLong, HttpConnectionClosedError.
+    1xx are skipped: `continued` is whether one of them was 100 Continue. `answered` is whether any byte was fed.
     """
-    held = b''
-    searched = 0  # no byte is searched twice, however the head is cut
-    spent = 0
+    __slots__ = ('_max_header_length', '_held', '_searched', '_spent', 'answered', 'continued', 'response')
 
-    def feed(data):
-        nonlocal held, searched, spent
+    def __init__(self, max_header_length):
+        self._max_header_length = max_header_length
+        self._held = b''
+        self._searched = 0  # no byte is searched twice, however the head is cut
+        self._spent = 0     # bytes of 1xx
+        self.answered = self.continued = False
+        self.response = None
+
+    def feed(self, data):
+        """b'' is the end of the connection. Raises HttpProtocolError, HttpHeaderTooLong, HttpConnectionClosedError"""
         if not data:
             raise HttpConnectionClosedError(
-                f'The connection was closed after {spent + len(held)} bytes of the response\'s head')
-        if held:
-            if not isinstance(held, bytearray):
-                held = bytearray(held)
-            held += data
-        else:
-            held = data
+                f'The connection was closed after {self._spent + len(self._held)} bytes of the response\'s head')
+        self.answered = True
+        if self._held:
+            self._held += data
+            data = self._held
+        at, searched = 0, self._searched
         while True:
-            match = search_end_of_fields(held, searched)
-            end = match.end() if match else len(held)
-            if spent + end > max_header_length:
-                raise HttpHeaderTooLong(
-                    f'The response\'s head, with the 1xx before it, is longer than {max_header_length} bytes')
+            match = search_end_of_fields(data, searched)
+            end = match.end() if match else len(data)
+            if self._spent + end - at > self._max_header_length:
+                raise HttpHeaderTooLong(f'The response\'s head, with the 1xx before it, is longer than '
+                                        f'{self._max_header_length} bytes')
             if not match:
-                if not b'HTTP/1.'.startswith(bytes(held[:7])):
-                    raise HttpProtocolError(f'The response does not begin with HTTP/1: {bytes(held[:100])!r:.100}')
-                searched = max(0, end - 2)
-                return None
-            version, code, headers = parse_head(bytes(held[:end]))
-            rest = bytes(held[end:])
+                break
+            version, code, headers = parse_head(bytes(data[at:end]))
             if not code.startswith(b'1'):
-                held = b''
-                return version, code, headers, rest
+                self.response = version, code, headers, bytes(data[end:])
+                return
             if code == b'101':
                 raise HttpProtocolError('The server switched protocols (101), which was not asked for')
-            if on_interim is not None:
-                on_interim(code)
-            held, searched, spent = rest, 0, spent + end
-            if not held:
-                return None
-
-    return feed
+            self.continued = self.continued or code == b'100'
+            self._spent += end - at
+            at = searched = end
+        if not b'HTTP/1.'.startswith(bytes(data[at:at + 7])):
+            raise HttpProtocolError(f'The response does not begin with HTTP/1: {bytes(data[at:at + 100])!r:.100}')
+        if at or data is not self._held:
+            self._held = bytearray(data[at:])
+        self._searched = max(0, len(self._held) - 2)
 
 
 def parse_head(head):
@@ -520,9 +542,10 @@ def parse_head(head):
         raise HttpProtocolError(f'The response\'s head is malformed: {malformed_line(head)!r:.100}')
     version, code, fields = match.groups()
     # A higher minor version is to be read as the highest one known. RFC 9110 §2.5
-    return b'1.0' if version == b'1.0' else b'1.1', code, tuple(
-        (name.lower(), value.strip(b' \t')) for name, value in field_pairs(fields)
-    )
+    return b'1.0' if version == b'1.0' else b'1.1', code, tuple([
+        (name.lower(), value.strip(b' \t\r'))
+        for name, _, value in [line.partition(b':') for line in fields.split(b'\n')[:-1]]
+    ])
 
 
 def unfolded(head):
@@ -539,15 +562,15 @@ def malformed_line(head):
     return next((line for line in lines[1:] if not are_field_lines(line + b'\n') and line.strip(b'\r')), head)
 
 
-def response_framing(method, code, version, headers):
+def response_framing(method, code, version, named):
     """(kind, length) of the response's body: 'none', 'length', 'chunked', or 'close': until the connection closes
 
-    RFC 9112 §6.3. Raises HttpProtocolError where two readers could differ.
+    RFC 9112 §6.3. `named` is `by_name` of its headers. Raises HttpProtocolError where two readers could differ.
     """
     if method == b'HEAD' or code in (b'204', b'304') or code.startswith(b'1'):
         return 'none', 0
-    codings = field_values(headers, b'transfer-encoding')
-    lengths = field_values(headers, b'content-length')
+    codings = named.get(b'transfer-encoding')
+    lengths = named.get(b'content-length')
     if codings:
         if lengths:
             raise HttpProtocolError(f'The response has both transfer-encoding {codings!r:.100} and content-length '
@@ -559,28 +582,30 @@ def response_framing(method, code, version, headers):
         return 'chunked', 0
     if lengths:
         # `5, 5` and repeats are what proxies make of duplicates: one length, as long as all agree.
-        distinct = {parse_length(member) for member in list_members(lengths)}
-        length = distinct.pop()
-        if distinct or length is None:
+        length, *others = {parse_length(member) for member in list_members(lengths)}
+        if others or length is None:
             raise HttpProtocolError(f'The response\'s content-length must be one number up to {MAX_LENGTH}, got '
                                     f'{lengths!r:.100}')
         return ('length', length) if length else ('none', 0)
     return 'close', 0
 
 
-def persists(version, headers, request_headers):
-    """Whether the connection may carry another request. RFC 9112 §9.3"""
-    options = list_members(field_values(headers, b'connection'))
-    if b'close' in options or b'close' in list_members(field_values(request_headers, b'connection')):
-        return False
-    return version == b'1.1' or b'keep-alive' in options
+def asks_to_close(named):
+    """Whether a request's, or a response's, connection fields say that it is the connection's last. RFC 9112 §9.6"""
+    return b'close' in list_members(named.get(b'connection', ()))
 
 
-def server_keep_alive(headers):
+def persists(version, named):
+    """Whether the connection of this response may carry another request. RFC 9112 §9.3"""
+    return not asks_to_close(named) and (
+        version == b'1.1' or b'keep-alive' in list_members(named.get(b'connection', ())))
+
+
+def server_keep_alive(named):
     """The seconds of the server's `keep-alive: timeout=N`, or None"""
-    for member in list_members(field_values(headers, b'keep-alive')):
+    for member in list_members(named.get(b'keep-alive', ())):
         name, _, value = member.partition(b'=')
-        if name.strip(b' \t') == b'timeout' and is_digits(value.strip(b' \t"')):
+        if name.strip(b' \t') == b'timeout' and value.strip(b' \t"').isdigit():
             return float(value.strip(b' \t"'))
     return None
 
@@ -631,9 +656,11 @@ def chunked_decoder(max_header_length):
         if not data:
             raise HttpConnectionClosedError(f'The connection was closed early: got {count} bytes of a chunked body, '
                                             'but not its last chunk')
+        if in_trailers:
+            return b'', end_of_trailers(data)
         if held:
             held += data
-            if not in_trailers and b'\n' not in data:  # or a line in small pieces would cost quadratic time
+            if b'\n' not in data:  # or a line in small pieces would cost quadratic time
                 check_begun_line()
                 return b'', None
             data, held = bytes(held), bytearray()
@@ -677,22 +704,23 @@ def chunked_decoder(max_header_length):
 
     def end_of_trailers(data):
         nonlocal held, searched
+        held += data
         end = \
-            1 if data.startswith(b'\n') else \
-            2 if data.startswith(b'\r\n') else \
+            1 if held.startswith(b'\n') else \
+            2 if held.startswith(b'\r\n') else \
             0
-        match = None if end else search_end_of_fields(data, searched)
+        match = None if end else search_end_of_fields(held, searched)
         if match:
             end = match.end()
-        if (end or len(data)) > max_header_length:
+        if (end or len(held)) > max_header_length:
             raise too_long('trailer section')
         if not end:
-            held, searched = bytearray(data), max(0, len(data) - 2)
+            searched = max(0, len(held) - 2)
             return None
-        trailers = FOLD.sub(b' ', data[:end])
+        trailers = FOLD.sub(b' ', bytes(held[:end]))
         if not are_field_lines(trailers[:-2 if trailers.endswith(b'\r\n') else -1]):
             raise HttpProtocolError(f'A trailer is malformed: {trailers!r:.100}')
-        return data[end:]
+        return bytes(held[end:])
 
     def too_long(what):
         return HttpHeaderTooLong(f'The {what} of a chunked body is longer than {max_header_length} bytes')
@@ -778,7 +806,8 @@ class Connection:
     - `await write(view)`: how many bytes were taken; 0 if something was received instead: `read` it, and then write
       *the same* view again.
     - `poll()`: what was received, without waiting: None for nothing, b'' at the end.
-    - `watch(callback)`: calls back when something comes and nobody reads; None ends that.
+    - `watch(callback, seconds)`: until the next read or write, calls back, with whether it is for the time that has
+      passed, when something comes, and after so many seconds. `watch(None)` ends that.
     - `close(last=b'')`: sends what it can of `last`, then closes; a task that waits in `read` gets an OSError.
     - `abandon()`: only closes; for finalisers, which run in any thread, and after a fork.
 
@@ -830,59 +859,68 @@ def socket_connection(loop, sock, socket_timeout, recv_bufsize):
     pid = os.getpid()
     is_open = True
     waiter = None       # the future of the one task that waits here
+    watcher = None      # who is told, while no task waits
     has_reader = False  # else the reader fired with nobody waiting, and there is something to receive
     received = None     # what came while a write was blocked
     is_asked = False    # something was sent since the last read: its answer cannot be there yet
-    reads = 0
-    watcher = None
-    timer = None        # one, which moves with its deadline, instead of one each wait: 0.15 µs instead of 1.5 to 2.9
+    calls = 0           # that did not block, in a row
+    # To ask the kernel whether there is something to receive: 0.6 µs instead of 2 for a `recv` that finds nothing.
+    poller = select.poll()
+    poller.register(fileno, select.POLLIN)
+    # One timer, which moves with its deadline, instead of one each wait: 0.15 µs instead of 1.5 to 2.9.
+    timer = None
     fires_at = deadline = patience = 0.0
 
     def on_readable():
         nonlocal has_reader
-        if waiter is None or waiter.done():
-            if watcher is not None:
-                watcher()
+        if waiter is not None and not waiter.done():
+            try:
+                data = sock.recv(recv_bufsize)
+            except (BlockingIOError, InterruptedError):
+                pass
+            except OSError as error:
+                waiter.set_exception(error)
             else:
-                loop.remove_reader(fileno)
-                has_reader = False
-            return
-        try:
-            data = sock.recv(recv_bufsize)
-        except (BlockingIOError, InterruptedError):
-            pass
-        except OSError as error:
-            waiter.set_exception(error)
+                waiter.set_result(data)
+        elif watcher is not None:
+            watcher(False)
         else:
-            waiter.set_result(data)
+            loop.remove_reader(fileno)
+            has_reader = False
 
     def on_writable():
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
 
     # Is given itself, since a closure that names itself is a reference cycle.
-    def on_deadline(again):
+    def on_timer(again):
         nonlocal timer, fires_at
         timer = None
-        if waiter is None or waiter.done():
+        is_waiting = waiter is not None and not waiter.done()
+        if not is_waiting and watcher is None:
             return
         if loop.time() < deadline:
             fires_at, timer = deadline, loop.call_at(deadline, again, again)
-        else:
+        elif is_waiting:
             expire(waiter, 'nothing moved', patience)
+        else:
+            watcher(True)
 
-    async def wait(seconds):
-        nonlocal waiter, timer, fires_at, deadline, patience
+    def begin_time(seconds):
+        nonlocal timer, fires_at, deadline, patience
         deadline, patience = loop.time() + seconds, seconds
         if timer is None or fires_at > deadline:
             if timer is not None:
                 timer.cancel()
-            fires_at, timer = deadline, loop.call_at(deadline, on_deadline, on_deadline)
+            fires_at, timer = deadline, loop.call_at(deadline, on_timer, on_timer)
+
+    def wait(seconds):
+        """A future, which its task must let go of: an exception in it would be in a cycle with the task's frame"""
+        nonlocal waiter, calls
+        calls = 0
+        begin_time(seconds)
         waiter = loop.create_future()
-        try:
-            return await waiter
-        finally:
-            waiter = None
+        return waiter
 
     def listen():
         nonlocal has_reader
@@ -896,44 +934,54 @@ def socket_connection(loop, sock, socket_timeout, recv_bufsize):
         return data
 
     async def read(timeout=None):
-        nonlocal is_asked, reads
+        nonlocal waiter, is_asked, calls
         if received is not None:
             return take_received()
         if not is_asked or not has_reader:
             # At a reset uvloop tells the reader once, and then is deaf: after the last bytes, the error is found here.
-            reads += 1
-            if not reads % CALLS_A_TURN:
+            calls += 1
+            if not calls % CALLS_A_TURN:
                 await asyncio.sleep(0)
             try:
                 return sock.recv(recv_bufsize)  # raises an OSError where it was closed
             except (BlockingIOError, InterruptedError):
                 listen()
         is_asked = False
-        return await wait(timeout or socket_timeout)
+        try:
+            return await wait(timeout or socket_timeout)
+        finally:
+            waiter = None
 
     async def write(view):
-        nonlocal received, is_asked
+        nonlocal waiter, received, is_asked, calls
         if not has_reader and received is None:
             received = poll()
         while received is None:
             is_asked = False
             try:
                 sent = sock.send(view)
-                is_asked = True
-                return sent
             except (BlockingIOError, InterruptedError):
                 listen()
+            else:
+                is_asked = True
+                calls += 1
+                if not calls % CALLS_A_TURN:
+                    await asyncio.sleep(0)
+                return sent
             # Writable or readable, whichever is first: a server that has answered may have stopped reading.
             loop.add_writer(fileno, on_writable)
             try:
                 received = await wait(socket_timeout)
             finally:
+                waiter = None
                 remove_writer(loop, sock)
         return 0
 
     def poll():
         if received is not None:
             return take_received()
+        if not poller.poll(0):
+            return None
         try:
             return sock.recv(recv_bufsize)
         except (BlockingIOError, InterruptedError):
@@ -941,11 +989,12 @@ def socket_connection(loop, sock, socket_timeout, recv_bufsize):
         except OSError:
             return b''
 
-    def watch(callback):
+    def watch(callback, seconds=0):
         nonlocal watcher
         watcher = callback
         if callback is not None:
             listen()
+            begin_time(seconds)
 
     def close(last=b''):
         nonlocal is_open, has_reader, watcher, timer
@@ -1228,89 +1277,76 @@ def writes(prefix, piece, suffix):
     return (head, b''.join((rest, suffix))) if len(rest) + len(suffix) <= MAX_WRITE else (head, rest, suffix)
 
 
-async def exchange(connection, message, next_piece, expect_timeout, max_header_length, on_data):
-    """Sends a request, and receives the head of its response: (whether all was sent, (version, code, headers, rest))
-
-    `on_data()` is called when any byte of the response has arrived. Raises HttpDataError.
-    """
-    response = None
-    continued = False
-    send_error = None
-    writes_of_turn = 0
-
-    def on_interim(code):
-        nonlocal continued
-        continued = continued or code == b'100'
-
-    feed = head_reader(max_header_length, on_interim)
-
-    def hear(data):
-        nonlocal response
-        if data:
-            on_data()
-        response = feed(data)
-
-    async def send(data):
-        """Sends all of it, unless the final answer arrives first, or the connection fails"""
-        nonlocal send_error, writes_of_turn
-        view = memoryview(data)
-        try:
-            while view and response is None:
-                writes_of_turn += 1
-                if not writes_of_turn % CALLS_A_TURN:
-                    await asyncio.sleep(0)
-                sent = await connection.write(view[:MAX_WRITE])
-                view = view[sent:]
-                if not sent:
-                    hear(await connection.read())
-        except OSError as error:
-            if is_timeout(error):
-                raise data_error(error, 'sending the request') from error
-            send_error = error  # the answer may be there all the same: a server that refuses a body, and closes
-
-    async def await_continue():
-        """RFC 9110 §10.1.1: until 100 or a final answer comes, but not for ever"""
-        ends_at = time.monotonic() + expect_timeout
-        while response is None and not continued and time.monotonic() < ends_at:
-            try:
-                hear(await connection.read(max(0.001, ends_at - time.monotonic())))
-            except OSError as error:
-                if not is_timeout(error):
-                    raise data_error(error, 'waiting for 100 Continue') from error
-
-    def is_sending():
-        return response is None and send_error is None
-
+async def send(connection, reader, data):
+    """Sends all of it, unless the final answer comes first; the OSError by which sending failed, or None"""
+    if len(data) > MAX_WRITE:
+        data = memoryview(data)
     try:
-        prefix = message.head
-        if message.expects:
-            await send(prefix)
-            await await_continue()
-            prefix = b''
-        piece = await next_piece() if is_sending() else None
-        while piece is not None and is_sending():
-            size_line, end_of_chunk = (b'%x\r\n' % len(piece), b'\r\n') if message.chunked else (b'', b'')
-            for data in writes(prefix + size_line, piece, end_of_chunk):
-                await send(data)
-            prefix = b''
-            piece = data = None  # while it is referred to, the caller cannot resize its buffer
-            piece = await next_piece() if is_sending() else None
-        if is_sending():
-            await send(prefix + (b'0\r\n\r\n' if message.chunked else b''))
-        sent_all = is_sending()
+        while data and reader.response is None:
+            sent = await connection.write(data[:MAX_WRITE])
+            data = data[sent:]
+            if not sent:
+                reader.feed(await connection.read())
+    except OSError as error:
+        if is_timeout(error):
+            raise data_error(error, 'sending the request') from error
+        return error  # the answer may be there all the same: a server that refuses a body, and closes
+    return None
+
+
+async def await_continue(connection, reader, expect_timeout):
+    """RFC 9110 §10.1.1: until 100 or a final answer comes, but not for ever"""
+    ends_at = time.monotonic() + expect_timeout
+    while reader.response is None and not reader.continued and time.monotonic() < ends_at:
         try:
-            while response is None:
-                hear(await connection.read())
+            reader.feed(await connection.read(max(0.001, ends_at - time.monotonic())))
         except OSError as error:
-            raise data_error(send_error or error, 'receiving the response\'s head') from (send_error or error)
-        except HttpConnectionClosedError as error:
-            if send_error is None:
-                raise
-            raise HttpConnectionClosedError(f'The connection failed while the request was being sent, and there was no '
-                                            f'answer: {describe(send_error)}; {error}') from send_error
-        return sent_all, response
-    finally:
-        send_error = None  # no cycle of exception and frame
+            if not is_timeout(error):
+                raise data_error(error, 'waiting for 100 Continue') from error
+
+
+async def send_with_body(connection, reader, message, upload, expect_timeout):
+    """Sends a request that has a body, as `send` does"""
+    prefix = message.head
+    error = None
+    if message.expects:
+        error = await send(connection, reader, prefix)
+        if error is None:
+            await await_continue(connection, reader, expect_timeout)
+        prefix = b''
+    while error is None and reader.response is None:
+        piece = await upload.next_piece()
+        if piece is None:
+            return await send(connection, reader, prefix + (LAST_CHUNK if message.chunked else b''))
+        size_line, end_of_chunk = (b'%x\r\n' % len(piece), b'\r\n') if message.chunked else (b'', b'')
+        for data in writes(prefix + size_line, piece, end_of_chunk):
+            error = error or await send(connection, reader, data)
+        prefix = b''
+        piece = data = None  # while it is referred to, the caller cannot resize its buffer
+    return error
+
+
+async def exchange(connection, reader, message, upload, expect_timeout):
+    """Sends a request, and has `reader` receive the head of its response; whether all was sent
+
+    Raises HttpDataError.
+    """
+    send_error = await (
+        send(connection, reader, message.head) if upload is None else
+        send_with_body(connection, reader, message, upload, expect_timeout)
+    )
+    sent_all = send_error is None and reader.response is None
+    try:
+        while reader.response is None:
+            reader.feed(await connection.read())
+    except OSError as error:
+        raise data_error(send_error or error, 'receiving the response\'s head') from (send_error or error)
+    except HttpConnectionClosedError as error:
+        if send_error is None:
+            raise
+        raise HttpConnectionClosedError(f'The connection failed while the request was being sent, and there was no '
+                                        f'answer: {describe(send_error)}; {error}') from send_error
+    return sent_all
 
 
 # -------- The pool
@@ -1328,9 +1364,16 @@ class _Owner:
         self._on_drop()
 
 
-def idle_clock():
-    """Seconds, of a clock that counts the time asleep: a server does not sleep with a laptop"""
-    return time.clock_gettime(getattr(time, 'CLOCK_BOOTTIME', time.CLOCK_MONOTONIC))
+def remember(cache, key, value):
+    """Puts it in as the newest; beyond MAX_REMEMBERED the oldest is forgotten"""
+    cache.pop(key, None)
+    cache[key] = value
+    if len(cache) > MAX_REMEMBERED:
+        del cache[next(iter(cache))]
+
+
+# Seconds, of a clock that counts the time asleep: a server does not sleep with a laptop.
+idle_clock = functools.partial(time.clock_gettime, getattr(time, 'CLOCK_BOOTTIME', time.CLOCK_MONOTONIC))
 
 
 def Pool(
@@ -1363,9 +1406,8 @@ def Pool(
     resolve = clear_cache = None
     ssl_context = None
     addresses = {}  # (host, type of record): (expires at, addresses); the oldest is forgotten beyond MAX_REMEMBERED
+    messages = {}   # (method, url, headers, whether there is a body): Message; likewise
     idle = {}       # (scheme, host, port): [connections], the most recently used last
-    timer = None    # one for all that is idle
-    fires_at = 0.0
     split_url_cached = functools.lru_cache(MAX_REMEMBERED)(split_url)
 
     async def request(method, url, params=(), headers=(), body=None):
@@ -1379,17 +1421,19 @@ def Pool(
         """
         if not owner.is_open:
             raise HttpRequestError('The pool is closed')
-        url_parts = split_url_cached(url) if isinstance(url, str) else split_url(url)
-        message = compose(method, url_parts, params, headers, body)
+        upload = None
+        if body is not None:
+            check_body(body)
+        message = composed(method, url, params, headers, body is not None)
         running_loop = asyncio._get_running_loop()
         if running_loop is not loop or os.getpid() != pid:
             adopt(running_loop)
-        upload = caller_body(body, message.length)
+        if body is not None:
+            upload = Upload(body, message.length)
         try:
             return await attempt(message, upload, *await take(message.key))
         except HttpConnectionClosedError as error:
-            iterator, in_callers_code = upload[3]()
-            if not may_be_sent_again(error, message, iterator, in_callers_code):
+            if not may_be_sent_again(error, message.method, upload):
                 raise
             first_error = error
         try:  # not while the first error is being handled: it would be the context of all others, a cycle
@@ -1397,9 +1441,29 @@ def Pool(
                 connection = await open_connection(message.key)
             except HttpConnectionError as connection_error:
                 raise first_error from connection_error  # for something was sent, the first time
-            return await attempt(message, caller_body(body, message.length, iterator), connection, False)
+            if body is not None:
+                upload = Upload(body, message.length, upload.iterator)
+            return await attempt(message, upload, connection, False)
         finally:
             first_error = None
+
+    def composed(method, url, params, headers, has_body):
+        """A Message, remembered where all that it depends on is immutable: 0.4 µs instead of 5 or more"""
+        key = (method, url, headers, has_body)
+        is_memorable = type(headers) is tuple and not params
+        if is_memorable:
+            try:
+                message = messages.get(key)
+            except TypeError:  # a list among the headers
+                is_memorable, message = False, None
+            if message is not None:
+                return message
+        url_parts = split_url_cached(url) if isinstance(url, str) else split_url(url)
+        message = compose(method, url_parts, params, headers, has_body)
+        # What was given is equal to what is sent: nothing in it can change.
+        if is_memorable and message.headers == headers and len(message.head) <= MAX_REMEMBERED_HEAD:
+            remember(messages, key, message)
+        return message
 
     async def close():
         """Closes idle connections at once, those in use as soon as their response ends; `request` then raises"""
@@ -1408,6 +1472,7 @@ def Pool(
         drop_idle(orderly=True)
         clear, clear_cache = clear_cache, None
         addresses.clear()
+        messages.clear()
         if clear is None or pid != os.getpid() or loop.is_closed():
             return
         if runs_elsewhere(loop):
@@ -1428,43 +1493,24 @@ def Pool(
         loop, pid, resolve, clear_cache = running_loop, os.getpid(), None, None
 
     async def attempt(message, upload, connection, reused):
-        """Sends the request on this connection, or on another if it turns out to be dead before the first byte"""
-        begin_body, next_piece, end_body, body_state = upload
-        answered = False
-
-        def on_data():
-            nonlocal answered
-            answered = True
-
-        async def replaced():
-            connection.close()
-            try:
-                return await take(message.key)
-            except HttpConnectionError as error:
-                if message.body is None or body_state()[0] is not message.body:
-                    raise
-                # After an HttpConnectionError even a generator is untouched; this one is begun.
-                raise HttpConnectionClosedError(f'The connection was closed while the body made its first piece, and '
-                                                f'there is no other: {error}') from error
-
+        """Sends the request on this connection, which is silent, or on another if it is not so before the first byte"""
+        reader = HeadReader(max_header_length)
         try:
             try:
-                # A fresh connection was open a moment ago, and what comes on it first is for this request.
-                while reused and connection.poll() is not None:
-                    connection, reused = await replaced()
-                must_be_silent = message.body is not None and not message.expects
-                if must_be_silent:
-                    await begin_body()  # which may take long
-                while must_be_silent and connection.poll() is not None:
-                    connection, reused = await replaced()
-                    must_be_silent = reused
-                sent_all, (version, code, fields, rest) = await exchange(
-                    connection, message, next_piece, expect_timeout, max_header_length, on_data)
+                if upload is not None and not message.expects:
+                    await upload.begin()  # which may take long
+                    if connection.poll() is not None:
+                        connection.close()
+                        connection, reused = await replacement(message.key, upload)
+                sent_all = await exchange(connection, reader, message, upload, expect_timeout)
             finally:
-                await end_body()
-            framing, length = response_framing(message.method, code, version, fields)
-            keep = sent_all and framing != 'close' and persists(version, fields, message.headers)
-            give_back = functools.partial(release, loop, message.key, keep, server_keep_alive(fields))
+                if upload is not None:
+                    await upload.end()
+            version, code, fields, rest = reader.response
+            named = by_name(fields)
+            framing, length = response_framing(message.method, code, version, named)
+            keep = sent_all and framing != 'close' and not message.closes and persists(version, named)
+            server_timeout = server_keep_alive(named)
             decode = \
                 length_decoder(length) if framing == 'length' else \
                 chunked_decoder(max_header_length) if framing == 'chunked' else \
@@ -1474,74 +1520,66 @@ def Pool(
                 decode(rest) if rest else \
                 (b'', None)
             if surplus is None:
+                give_back = functools.partial(release, loop, message.key, keep, server_timeout)
                 return code, fields, ResponseBody(payload, connection, decode, give_back, reused)
-            give_back(connection, not surplus)
+            release(loop, message.key, keep, server_timeout, connection, not surplus)
             return code, fields, ResponseBody(payload)
         except BaseException as error:
             connection.close()
-            if isinstance(error, HttpDataError) and not body_state()[1]:
-                tagged(error, reused, answered)
+            if isinstance(error, HttpDataError) and not (upload is not None and upload.in_callers_code):
+                tagged(error, reused, reader.answered)
             raise
 
+    async def replacement(key, upload):
+        """What `take` gives, after the body has made its first piece"""
+        try:
+            return await take(key)
+        except HttpConnectionError as error:
+            if upload.is_replayable():
+                raise
+            # After an HttpConnectionError even a generator is untouched; this one is begun.
+            raise HttpConnectionClosedError(f'The connection was closed while the body made its first piece, and '
+                                            f'there is no other: {error}') from error
+
     async def take(key):
-        """(connection, whether it is a reused one)"""
+        """(connection, whether it is a reused one): it is open and silent at this moment"""
         _, host, _ = key
         while key in idle:
             connection = idle[key][-1]
+            is_current = True
             if connection.address is not None:
                 record_type, address = connection.address
-                current = address in await look_up(host, record_type)
-                if key not in idle or idle[key][-1] is not connection:
-                    continue  # another request took it, or it was closed, meanwhile
-            else:
-                current = True
+                current = known_addresses(host, record_type)
+                if current is None:
+                    current = await look_up(host, record_type)
+                    if key not in idle or idle[key][-1] is not connection:
+                        continue  # another request took it, or it was closed, meanwhile
+                is_current = address in current
             forget(key, connection)
             connection.watch(None)
-            if current and connection.expires_at > idle_clock():
+            if is_current and connection.expires_at > idle_clock() and connection.poll() is None:
                 return connection, True
             connection.close()
         return await open_connection(key), False
 
     def release(its_loop, key, keep, server_timeout, connection, silent):
         """Keeps a connection whose response is complete for the next request, or closes it"""
-        nonlocal timer, fires_at
         seconds = keep_alive_timeout if server_timeout is None else \
             min(keep_alive_timeout, server_timeout - KEEP_ALIVE_MARGIN)
         if not (keep and silent and owner.is_open and its_loop is loop and seconds > 0):
             connection.close()
             return
         connection.expires_at = idle_clock() + seconds
-        connection.watch(functools.partial(on_idle_readable, key, connection))
+        connection.watch(functools.partial(on_idle, key, connection), seconds)
         idle.setdefault(key, []).append(connection)
-        if timer is None or loop.time() + seconds < fires_at:
-            if timer is not None:
-                timer.cancel()
-            fires_at = loop.time() + seconds
-            timer = loop.call_at(fires_at, on_timer, on_timer)
 
-    def on_idle_readable(key, connection):
+    def on_idle(key, connection, is_over):
         # Over TLS a session ticket is fine; all else is a server that closed, or that speaks unasked.
-        if connection.poll() is not None:
+        if is_over or connection.poll() is not None:
             forget(key, connection)
             connection.close()
 
-    # Is given itself, since a closure that names itself is a reference cycle.
-    def on_timer(again):
-        nonlocal timer, fires_at
-        timer = None
-        now = idle_clock()
-        for key, connections in list(idle.items()):
-            for connection in list(connections):
-                if connection.expires_at <= now:
-                    forget(key, connection)
-                    connection.close()
-        if idle:
-            earliest = min(connection.expires_at for connections in idle.values() for connection in connections)
-            fires_at = loop.time() + max(0.0, earliest - now)
-            timer = loop.call_at(fires_at, again, again)
-
     def forget(key, connection):
-        nonlocal timer
         connections = idle[key]
         if connections[-1] is connection:
             connections.pop()
@@ -1549,12 +1587,8 @@ def Pool(
             connections.remove(connection)
         if not connections:
             del idle[key]
-        if not idle and timer is not None:
-            timer.cancel()
-            timer = None
 
     def drop_idle(orderly):
-        nonlocal timer
         connections = [connection for connections in idle.values() for connection in connections]
         idle.clear()
         elsewhere = loop is not None and (pid != os.getpid() or runs_elsewhere(loop))
@@ -1563,11 +1597,6 @@ def Pool(
                 connection.close()
             else:
                 connection.abandon()
-        if timer is not None and not elsewhere:
-            timer.cancel()
-        elif timer is not None and pid == os.getpid():
-            loop.call_soon_threadsafe(timer.cancel)
-        timer = None
 
     async def open_connection(key):
         try:
@@ -1595,12 +1624,16 @@ def Pool(
             error_class = HttpConnectionTimeout if is_timeout(error) else HttpTlsError
             raise error_class(f'The TLS handshake with {host} failed: {describe(error)}') from error
 
+    def known_addresses(host, record_type):
+        """What was looked up, while it stands, or None"""
+        expires_at, known = addresses.get((host, record_type), (0, None))
+        return known if expires_at > loop.time() else None
+
     async def look_up(host, record_type):
         """The host's current addresses, as a tuple of str; raises HttpDnsError"""
         nonlocal resolve, clear_cache
-        key = (host, record_type)
-        expires_at, known = addresses.get(key, (0, None))
-        if expires_at > loop.time():
+        known = known_addresses(host, record_type)
+        if known is not None:
             return known
         if resolve is None:
             try:
@@ -1619,6 +1652,7 @@ def Pool(
         error = None if timed_out or task.cancelled() else task.exception()
         if timed_out or task.cancelled() or error is not None and not isinstance(error, DnsRecordDoesNotExist):
             # A passing failure: the last answer stands a while longer, or each request would wait for the next one.
+            _, known = addresses.get((host, record_type), (0, None))
             if not known:
                 raise HttpDnsError('The look-up of {} failed: {}'.format(
                     host, describe(error) if error is not None else f'no answer in {socket_timeout:g} seconds',
@@ -1628,10 +1662,7 @@ def Pool(
             answers = () if error is not None else task.result()
             known = tuple(str(address) for address in answers)
             expires_at = min([getattr(address, 'expires_at', 0) for address in answers], default=0)
-        addresses.pop(key, None)
-        addresses[key] = (max(expires_at, loop.time() + MIN_TTL), known)
-        if len(addresses) > MAX_REMEMBERED:
-            del addresses[next(iter(addresses))]
+        remember(addresses, (host, record_type), (max(expires_at, loop.time() + MIN_TTL), known))
         return known
 
     owner = _Owner(functools.partial(drop_idle, orderly=False))

@@ -1373,15 +1373,18 @@ def splits(wire):
     return [[wire] if wire else [], in_bytes(wire)] + [[wire[:i], wire[i:]] for i in range(1, len(wire))]
 
 
+def framing_of(method, code, version, headers):
+    return lowhaio.response_framing(method, code, version, lowhaio.by_name(headers))
+
+
 def by_pure_functions(method, pieces):
     """(code, headers, body, surplus) as the functions without input or output understand these pieces"""
-    feed = lowhaio.head_reader(65536)
+    reader = lowhaio.HeadReader(65536)
     pieces = iter(pieces)
-    fed = None
-    while fed is None:
-        fed = feed(next(pieces, b''))
-    version, code, headers, rest = fed
-    kind, length = lowhaio.response_framing(method, code, version, headers)
+    while reader.response is None:
+        reader.feed(next(pieces, b''))
+    version, code, headers, rest = reader.response
+    kind, length = framing_of(method, code, version, headers)
     if kind == 'none':
         return code, headers, b'', rest + b''.join(pieces)
     decode = \
@@ -1513,16 +1516,16 @@ class TestResponseFraming(MessageTestCase):
                 ):
                     with self.subTest((method, code, version, headers)):
                         if isinstance(framing, tuple):
-                            self.assertEqual(lowhaio.response_framing(method, code, version, headers), framing)
+                            self.assertEqual(framing_of(method, code, version, headers), framing)
                         else:
                             with self.assertRaises(framing):
-                                lowhaio.response_framing(method, code, version, headers)
+                                framing_of(method, code, version, headers)
         for method, code in ((b'HEAD', b'200'), (b'HEAD', b'500'), (b'GET', b'204'), (b'POST', b'304'),
                              (b'GET', b'100'), (b'GET', b'103'), (b'GET', b'199')):
             for version in (b'1.0', b'1.1'):
                 for headers in ((), (length,), (chunked,), (length, chunked), ((b'content-length', b'x'),)):
                     with self.subTest((method, code, version, headers)):
-                        self.assertEqual(lowhaio.response_framing(method, code, version, headers), ('none', 0))
+                        self.assertEqual(framing_of(method, code, version, headers), ('none', 0))
 
     async def test_headers_come_in_order_lower_cased_duplicates_kept(self):
         for what, fields, expected in (
@@ -1721,11 +1724,11 @@ class TestPersistence(MessageTestCase):
     def test_persists_is_a_function_of_version_and_connection_fields(self):
         for version, response, sent, expected in self.CASES:
             with self.subTest((version, response, sent)):
-                self.assertIs(bool(lowhaio.persists(
-                    version,
-                    ((b'a', b'close'),) + tuple((b'connection', value) for value in response),
-                    ((b'a', b'close'),) + tuple((b'Connection', value) for value in sent),
-                )), expected)
+                named, sent_named = (
+                    lowhaio.by_name(((b'a', b'close'),) + tuple((b'connection', value) for value in values))
+                    for values in (response, sent)
+                )
+                self.assertIs(lowhaio.persists(version, named) and not lowhaio.asks_to_close(sent_named), expected)
 
     async def test_a_connection_is_used_again_if_it_persists(self):
         for version, response, sent, expected in self.CASES:
@@ -2878,51 +2881,42 @@ class ReuseTest(ConnectionTestCase):
                 await self.happens(gone)
                 self.assertEqual(sockets.count_open(), 0)
 
-    async def test_idle_connections_share_one_timer_which_ends_with_the_pool(self):
-        if USE_UVLOOP:
-            self.skipTest('uvloop keeps its timers to itself')
-        request, close = self.pool(keep_alive_timeout=1000)
-        self.assertEqual(self.timers_beyond(500), 0)
-        for port in [self.serve(answering(reply_of())) for _ in range(3)]:
-            await self.text(request, port)
-        self.assertEqual(self.timers_beyond(500), 1)
-        await close()
-        self.assertEqual(self.timers_beyond(500), 0)
-
-    async def test_there_is_no_timer_of_idle_connections_when_the_last_is_taken(self):
-        if USE_UVLOOP:
-            self.skipTest('uvloop keeps its timers to itself')
-        timers = []
-
-        async def body():
-            timers.append(self.timers_beyond(500))
-            yield b'x'
-        port = self.serve(answering(reply_of(), lambda peer: peer.read_until(b'0\r\n\r\n') and peer.send(reply_of())))
-        request, _ = self.pool(keep_alive_timeout=1000)
-        await self.text(request, port)
-        self.assertEqual(self.timers_beyond(500), 1)
-        await self.text(request, port, method=b'PUT', body=body())
-        self.assertEqual(timers, [0])
-
-    async def test_there_is_no_timer_of_idle_connections_when_the_last_is_closed_by_its_server(self):
+    async def test_a_connection_has_one_timer_for_its_waits_and_its_idleness_and_none_when_it_is_closed(self):
         if USE_UVLOOP:
             self.skipTest('uvloop keeps its timers to itself')
         ask, gone = threading.Event(), threading.Event()
 
-        def script(peer):
+        def closing(peer):
             peer.read_head()
             peer.send(reply_of())
             ask.wait(TEST_SECONDS)
             peer.half_close()
             peer.read_to_close()
             gone.set()
-        port = self.serve(script)
-        request, _ = self.pool(keep_alive_timeout=1000)
-        await self.text(request, port)
-        self.assertEqual(self.timers_beyond(500), 1)
+        request, close = self.pool(keep_alive_timeout=1000, socket_timeout=900)
+        for port in [self.serve(answering(reply_of())) for _ in range(3)]:
+            await self.text(request, port)
+        self.assertEqual(self.timers_beyond(500), 3)
+        await self.text(request, self.serve(closing))
+        self.assertEqual(self.timers_beyond(500), 4)
         ask.set()
         await self.happens(gone)
+        self.assertEqual(self.timers_beyond(500), 3)
+        await close()
         self.assertEqual(self.timers_beyond(500), 0)
+
+    async def test_a_connection_that_is_used_again_and_again_makes_no_further_timers(self):
+        if USE_UVLOOP:
+            self.skipTest('uvloop keeps its timers to itself')
+        for keep_alive_timeout, socket_timeout in ((1000, 900), (900, 1000)):
+            with self.subTest((keep_alive_timeout, socket_timeout)):
+                request, _ = self.pool(keep_alive_timeout=keep_alive_timeout, socket_timeout=socket_timeout)
+                port = self.serve(answering(*[reply_of() for _ in range(20)]))
+                await self.text(request, port)
+                with mock.patch.object(self.loop, 'call_at', side_effect=self.loop.call_at) as call_at:
+                    for _ in range(19):
+                        await self.text(request, port)
+                self.assertEqual([args for _, args, _ in call_at.mock_calls if args[0] > self.loop.time() + 500], [])
 
     async def test_bytes_that_nobody_asked_for_end_an_idle_connection(self):
         for tls in (None, server_context()):
@@ -5409,15 +5403,16 @@ class TestRareTurns(AsyncTestCase):
             return len(view)
 
         async def connect(*_):
-            connection = lowhaio.Connection(read, write, lambda: None, lambda callback: watchers.append(callback),
-                                            lambda last=b'': None, lambda: None)
+            connection = lowhaio.Connection(
+                read, write, lambda: None, lambda callback, seconds=0: watchers.append(callback),
+                lambda last=b'': None, lambda: None)
             opened.append(connection)
             return connection
 
         watchers = []
         request, _ = self.pool(connect=connect)
         await request(b'GET', 'http://h/')
-        watchers[-1]()
+        watchers[-1](False)
         await request(b'GET', 'http://h/')
         self.assertEqual(len(opened), 1)
 

@@ -39,7 +39,7 @@ class Connection:
     read: Callable[..., Awaitable[bytes]]
     write: Callable[[memoryview], Awaitable[int]]
     poll: Callable[[], Optional[bytes]]
-    watch: Callable[[Optional[Callable[[], None]]], None]
+    watch: Callable[..., None]
     close: Callable[..., None]
     abandon: Callable[[], None]
     address: Optional[Tuple[Any, str]]
@@ -48,7 +48,7 @@ class Connection:
         read: Callable[..., Awaitable[bytes]],
         write: Callable[[memoryview], Awaitable[int]],
         poll: Callable[[], Optional[bytes]],
-        watch: Callable[[Optional[Callable[[], None]]], None],
+        watch: Callable[..., None],
         close: Callable[..., None],
         abandon: Callable[[], None],
     ) -> None: ...

@@ -343,7 +343,7 @@ class ScriptedConnection:
     def poll(self):
         return self.pieces.pop(0) if self.pieces and self.writes() else None
 
-    def watch(self, callback):
+    def watch(self, callback, seconds=0):
         pass
 
     def close(self, last=b''):
