@@ -4070,7 +4070,7 @@ class TimeTest(ConnectionTestCase):
                 request, _ = self.pool(get_ssl_context=client_context)
                 text = functools.partial(self.text, request, port, scheme='https' if tls else 'http')
                 with self.assertRaises(TimeoutError) as caught:
-                    async with asyncio.timeout(0.15):
+                    async with asyncio.timeout(0.5):
                         await text()
                 self.assertNotIsInstance(caught.exception, HttpError)
                 self.assertEqual(current_task().cancelling(), 0)
