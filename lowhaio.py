@@ -864,6 +864,7 @@ def socket_connection(loop, sock, socket_timeout, recv_bufsize):
     received = None     # what came while a write was blocked
     is_asked = False    # something was sent since the last read: its answer cannot be there yet
     calls = 0           # that did not block, in a row
+    reset = None        # the number of the error that a write was told of: the kernel tells it once
     # To ask the kernel whether there is something to receive: 0.6 µs instead of 2 for a `recv` that finds nothing.
     poller = select.poll()
     poller.register(fileno, select.POLLIN)
@@ -871,11 +872,17 @@ def socket_connection(loop, sock, socket_timeout, recv_bufsize):
     timer = None
     fires_at = deadline = patience = 0.0
 
+    def receive():
+        data = sock.recv(recv_bufsize)  # raises an OSError where it was closed
+        if not data and reset is not None:
+            raise OSError(reset, os.strerror(reset))  # what looks like the end of a body is not
+        return data
+
     def on_readable():
         nonlocal has_reader
         if waiter is not None and not waiter.done():
             try:
-                data = sock.recv(recv_bufsize)
+                data = receive()
             except (BlockingIOError, InterruptedError):
                 pass
             except OSError as error:
@@ -943,7 +950,7 @@ def socket_connection(loop, sock, socket_timeout, recv_bufsize):
             if not calls % CALLS_A_TURN:
                 await asyncio.sleep(0)
             try:
-                return sock.recv(recv_bufsize)  # raises an OSError where it was closed
+                return receive()
             except (BlockingIOError, InterruptedError):
                 listen()
         is_asked = False
@@ -953,7 +960,7 @@ def socket_connection(loop, sock, socket_timeout, recv_bufsize):
             waiter = None
 
     async def write(view):
-        nonlocal waiter, received, is_asked, calls
+        nonlocal waiter, received, is_asked, calls, reset
         if not has_reader and received is None:
             received = poll()
         while received is None:
@@ -962,6 +969,10 @@ def socket_connection(loop, sock, socket_timeout, recv_bufsize):
                 sent = sock.send(view)
             except (BlockingIOError, InterruptedError):
                 listen()
+            except OSError as error:
+                if error.errno != errno.EPIPE:  # that is a reset after the peer's FIN, whose end is the end
+                    reset = error.errno
+                raise
             else:
                 is_asked = True
                 calls += 1
@@ -983,7 +994,7 @@ def socket_connection(loop, sock, socket_timeout, recv_bufsize):
         if not poller.poll(0):
             return None
         try:
-            return sock.recv(recv_bufsize)
+            return receive()
         except (BlockingIOError, InterruptedError):
             return None
         except OSError:
