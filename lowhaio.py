@@ -253,9 +253,10 @@ def with_params(target, params):
     except (TypeError, ValueError) as error:
         raise HttpRequestError(f'The params must be pairs or a mapping of strings: {error}') from error
     separator = \
-        b'' if not query or target.endswith((b'?', b'&')) else \
-        b'&' if b'?' in target else \
-        b'?'
+        b'' if not query else \
+        b'?' if b'?' not in target else \
+        b'' if target.endswith((b'?', b'&')) else \
+        b'&'
     return target + separator + query.encode('ascii')
 
 
@@ -441,8 +442,9 @@ def may_be_sent_again(error, method, upload):
 
 FIELD_LINES = rb'(?:' + TOKEN + rb':[^\r\n\x00]*\r?\n)*'
 are_field_lines = re.compile(FIELD_LINES).fullmatch
-# RFC 9112 §4. The space before an empty reason is often left out.
-STATUS_LINE = rb'HTTP/(1\.[0-9]) ([1-9][0-9][0-9])(?: [^\r\n\x00]*)?\r?\n'
+# RFC 9112 §4. The space before an empty reason is often left out. A code below 100 is an error of the server's, which
+# the caller is to see: like one of 600 and more it has no meaning, but says where the message ends. RFC 9110 §15
+STATUS_LINE = rb'HTTP/(1\.[0-9]) ([0-9]{3})(?: [^\r\n\x00]*)?\r?\n'
 match_head = re.compile(STATUS_LINE + rb'(' + FIELD_LINES + rb')\r?\n').fullmatch
 search_end_of_fields = re.compile(rb'\n\r?\n').search
 FOLD = re.compile(rb'\r?\n[ \t]+')
@@ -510,10 +512,8 @@ class HeadReader:
         while True:
             match = search_end_of_fields(data, searched)
             end = match.end() if match else len(data)
-            if self._spent + end - at > self._max_header_length:
-                raise HttpHeaderTooLong(f'The response\'s head, with the 1xx before it, is longer than '
-                                        f'{self._max_header_length} bytes')
-            if not match:
+            is_too_long = self._spent + end - at > self._max_header_length
+            if is_too_long or not match:
                 break
             version, code, headers = parse_head(bytes(data[at:end]))
             if not code.startswith(b'1'):
@@ -526,6 +526,9 @@ class HeadReader:
             at = searched = end
         if not b'HTTP/1.'.startswith(bytes(data[at:at + 7])):
             raise HttpProtocolError(f'The response does not begin with HTTP/1: {bytes(data[at:at + 100])!r:.100}')
+        if is_too_long:
+            raise HttpHeaderTooLong(f'The response\'s head, with the 1xx before it, is longer than '
+                                    f'{self._max_header_length} bytes')
         if at or data is not self._held:
             self._held = bytearray(data[at:])
         self._searched = max(0, len(self._held) - 2)
@@ -679,9 +682,9 @@ def chunked_decoder(max_header_length):
             match = match_chunk_size(data, at)
             if not match:
                 held = bytearray(data[at:])
-                check_begun_line()
-                if held.find(b'\n', len(chunk_end())) >= 0:
+                if held.find(b'\n', len(chunk_end())) >= 0 and held.startswith(chunk_end()):
                     raise HttpProtocolError(f'A chunk-size line is malformed: {bytes(held[:100])!r:.100}')
+                check_begun_line()
                 break
             if match.end() - at > max_header_length:
                 raise too_long('chunk-size line')
