@@ -1053,6 +1053,17 @@ def tls_connection(inner, tls, incoming, outgoing, recv_bufsize):
     taken = 0                     # bytes of the caller's view that TLS has taken, but `inner` has not
     is_writable = True
     received = None
+    failure = None                # makes the error by which TLS failed: asked again, OpenSSL may speak of a good end
+    begun, missing = b'', 0       # the header of a record received in part, and how much of a record is to come
+
+    def feed(data):
+        nonlocal begun, missing
+        incoming.write(data)
+        data = begun + data
+        at = missing
+        while len(data) >= at + 5:
+            at += 5 + int.from_bytes(data[at + 3:at + 5], 'big')  # RFC 8446 §5.1
+        begun, missing = data[at:], max(0, at - len(data))
 
     async def handshake(host):
         is_done = False
@@ -1070,10 +1081,13 @@ def tls_connection(inner, tls, incoming, outgoing, recv_bufsize):
                 is_done = True
             await flush()  # what it leaves is sent before all else
             if not is_done:
-                incoming.write(untruncated(await inner.read()))
+                feed(untruncated(await inner.read()))
 
     def decrypt():
         """What TLS has in hand: None if it wants more, b'' after close_notify"""
+        nonlocal failure
+        if failure is not None:
+            raise failure()
         pieces = []
         size = 0
         while size < recv_bufsize:
@@ -1081,8 +1095,9 @@ def tls_connection(inner, tls, incoming, outgoing, recv_bufsize):
                 piece = tls.read(recv_bufsize - size)
             except ssl.SSLWantReadError:
                 return b''.join(pieces) if pieces else None
-            except ssl.SSLError:
-                if pieces:  # what came before the error is good; it is raised again
+            except ssl.SSLError as error:
+                failure = functools.partial(type(error), *error.args)  # not the error itself: it holds its frame
+                if pieces:  # what came before the error is good; it is raised the next time
                     break
                 raise
             if not piece:
@@ -1103,7 +1118,7 @@ def tls_connection(inner, tls, incoming, outgoing, recv_bufsize):
                 raise
             ciphertext = ciphertext[sent:]
             if not sent:
-                incoming.write(untruncated(await inner.read()))
+                feed(untruncated(await inner.read()))
                 received = decrypt() if received is None else received
                 if received is not None:
                     return False
@@ -1127,17 +1142,23 @@ def tls_connection(inner, tls, incoming, outgoing, recv_bufsize):
                 if is_writable or is_timeout(error):
                     raise
             if received is None:
-                incoming.write(untruncated(await inner.read(timeout)))
+                feed(untruncated(await inner.read(timeout)))
         return take_received()
 
     async def write(view):
-        nonlocal taken
-        if received is None:
-            if not taken:
-                taken = tls.write(view)
-            if await flush():
-                sent, taken = taken, 0
-                return sent
+        nonlocal taken, received
+        while received is None:
+            try:
+                taken = taken or tls.write(view)
+            except ssl.SSLWantReadError:  # the peer renegotiates, as TLS 1.2 may
+                if await flush():
+                    feed(untruncated(await inner.read()))
+                    received = decrypt()
+                continue
+            if not await flush():
+                break
+            sent, taken = taken, 0
+            return sent
         return 0
 
     def poll():
@@ -1152,8 +1173,9 @@ def tls_connection(inner, tls, incoming, outgoing, recv_bufsize):
                 return data
             data = inner.poll()
             if not data:
-                return data
-            incoming.write(data)
+                # In the middle of a record something is to come that was sent before.
+                return b'' if begun or missing else data
+            feed(data)
 
     def close(last=b''):
         if ciphertext:
@@ -1170,7 +1192,7 @@ def tls_connection(inner, tls, incoming, outgoing, recv_bufsize):
 
 def untruncated(data):
     if not data:
-        raise ssl.SSLEOFError('the connection was closed without close_notify')
+        raise ssl.SSLEOFError(ssl.SSL_ERROR_EOF, 'the connection was closed without close_notify')
     return data
 
 
