@@ -1201,7 +1201,10 @@ def untruncated(data):
 
 def get_ssl_context_default():
     """An ssl.SSLContext that verifies against the system's authorities, and offers HTTP/1.1 by ALPN"""
-    context = ssl.create_default_context()
+    # By name: about its own defaults OpenSSL is silent where a file cannot be opened, and the pool would trust nobody
+    # for good.
+    paths = ssl.get_default_verify_paths()
+    context = ssl.create_default_context(cafile=paths.cafile, capath=paths.capath)
     context.set_alpn_protocols(['http/1.1'])
     return context
 
@@ -1229,8 +1232,8 @@ async def connected_socket(loop, family, address, set_sock_options, socket_timeo
         if error in (errno.EINPROGRESS, errno.EINTR):
             connected = loop.create_future()
             timer = loop.call_later(socket_timeout, expire, connected, 'not connected', socket_timeout)
-            loop.add_writer(fileno, lambda: connected.done() or connected.set_result(None))
             try:
+                loop.add_writer(fileno, lambda: connected.done() or connected.set_result(None))
                 await connected
             finally:
                 timer.cancel()
@@ -1324,7 +1327,7 @@ async def send(connection, reader, data):
             if not sent:
                 reader.feed(await connection.read())
     except OSError as error:
-        if is_timeout(error):
+        if not isinstance(error, (ConnectionError, ssl.SSLError)):  # a timeout, or a want of buffers
             raise data_error(error, 'sending the request') from error
         return error  # the answer may be there all the same: a server that refuses a body, and closes
     return None
@@ -1503,18 +1506,20 @@ def Pool(
 
     async def close():
         """Closes idle connections at once, those in use as soon as their response ends; `request` then raises"""
-        nonlocal clear_cache
+        if not owner.is_open:
+            return
         owner.is_open = False
+        if loop is not None and pid == os.getpid() and runs_elsewhere(loop):
+            asyncio.run_coroutine_threadsafe(close_here(), loop)  # what is idle is of the loop's own thread
+        else:
+            await close_here()
+
+    async def close_here():
         drop_idle(orderly=True)
-        clear, clear_cache = clear_cache, None
         addresses.clear()
         messages.clear()
-        if clear is None or pid != os.getpid() or loop.is_closed():
-            return
-        if runs_elsewhere(loop):
-            asyncio.run_coroutine_threadsafe(clear(), loop)
-        else:
-            await clear()
+        if clear_cache is not None and pid == os.getpid() and not loop.is_closed():
+            await clear_cache()
 
     def adopt(running_loop):
         """Makes the pool that of the running loop"""
@@ -1605,8 +1610,12 @@ def Pool(
         if not (keep and silent and owner.is_open and its_loop is loop and seconds > 0):
             connection.close()
             return
+        try:
+            connection.watch(functools.partial(on_idle, key, connection), seconds)
+        except OSError:  # no room in the selector: nobody would see it close
+            connection.close()
+            return
         connection.expires_at = idle_clock() + seconds
-        connection.watch(functools.partial(on_idle, key, connection), seconds)
         idle.setdefault(key, []).append(connection)
 
     def on_idle(key, connection, is_over):
@@ -1645,7 +1654,11 @@ def Pool(
 
     async def open_socket(family, address):
         sock = await connected_socket(loop, family, address, set_sock_options, socket_timeout)
-        return socket_connection(loop, sock, socket_timeout, recv_bufsize)
+        try:
+            return socket_connection(loop, sock, socket_timeout, recv_bufsize)
+        except BaseException:  # no room in the selector
+            sock.close()
+            raise
 
     async def start_tls(connection, host):
         nonlocal ssl_context
@@ -1659,6 +1672,18 @@ def Pool(
                 raise
             error_class = HttpConnectionTimeout if is_timeout(error) else HttpTlsError
             raise error_class(f'The TLS handshake with {host} failed: {describe(error)}') from error
+
+    async def resolved(resolve, clear_cache, host, record_type):
+        try:
+            return await resolve(host, record_type)
+        finally:
+            if not owner.is_open:  # closed meanwhile: the resolver keeps a timer for each name
+                await clear_cache()
+
+    async def cancelled(task):
+        # A loop that is closed next must not find it pending; but nobody waits long for a resolver that goes on.
+        task.cancel()
+        await asyncio.wait([task], timeout=1)
 
     def known_addresses(host, record_type):
         """What was looked up, while it stands, or None"""
@@ -1678,12 +1703,17 @@ def Pool(
                 raise HttpDnsError(f'The resolver could not be made: {describe(error)}') from error
         # A task of its own: the resolver cancels its task at a timeout, without `uncancel`, and an asyncio.timeout
         # around the caller's would break.
-        task = loop.create_task(resolve(host.rstrip('.'), record_type))
+        task = loop.create_task(resolved(resolve, clear_cache, host.rstrip('.'), record_type))
         task.add_done_callback(lambda task: task.cancelled() or task.exception())
         try:
-            await asyncio.wait([task], timeout=socket_timeout)
+            done, _ = await asyncio.wait([task], timeout=socket_timeout)
+            timed_out = not done
+            if timed_out:
+                await cancelled(task)
+        except asyncio.CancelledError:
+            await cancelled(task)
+            raise
         finally:
-            timed_out = not task.done()
             task.cancel()
         error = None if timed_out or task.cancelled() else task.exception()
         if timed_out or task.cancelled() or error is not None and not isinstance(error, DnsRecordDoesNotExist):
