@@ -630,9 +630,7 @@ def length_decoder(length):
         if len(data) < remaining:
             remaining -= len(data)
             return data, None
-        payload, surplus = data[:remaining], data[remaining:]
-        remaining = 0
-        return payload, surplus
+        return data[:remaining], data[remaining:]
 
     return decode
 
@@ -682,7 +680,7 @@ def chunked_decoder(max_header_length):
             match = match_chunk_size(data, at)
             if not match:
                 held = bytearray(data[at:])
-                if held.find(b'\n', len(chunk_end())) >= 0 and held.startswith(chunk_end()):
+                if held.startswith(chunk_end()) and 0 <= held.find(b'\n', len(chunk_end())) < max_header_length:
                     raise HttpProtocolError(f'A chunk-size line is malformed: {bytes(held[:100])!r:.100}')
                 check_begun_line()
                 break

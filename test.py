@@ -1,6 +1,7 @@
 """The tests of lowhaio: real sockets on loopback, and peers whose bytes each test states
 
-What they stand on is in reliability/harness.py; reliability/ also has the tests against hostile peers.
+What they stand on is in reliability/harness.py. The tests against hostile, broken and unlucky peers are in
+reliability/ too, and run with these: the short form of what its modules do at length.
 """
 import array
 import asyncio
@@ -71,6 +72,8 @@ from lowhaio import (
     buffered,
     streamed,
 )
+from reliability.exhaustion import AbandonmentTests, ExhaustionTests, InterruptionTests, LoadTests  # noqa: F401
+from reliability.framing import BoundTests, CaseTests, CutTests  # noqa: F401
 from reliability.harness import (
     CA,
     CONTINUE,
@@ -100,6 +103,19 @@ from reliability.harness import (
     tls_versions,
     turns,
 )
+from reliability.life import (  # noqa: F401
+    EarlyAnswerTests,
+    HandMadeTlsTests,
+    HandshakeTests,
+    IdleCloseTests,
+    OpensslServerTests,
+    RecordTests,
+    ResetTests,
+    SlowPeerTests,
+    UnaskedBytesTests,
+)
+from reliability.properties import DifferentialTests, RequestProperties, ResponseProperties  # noqa: F401
+from reliability.soak import SoakTests  # noqa: F401
 
 # ======== The messages: what goes on the wire, and what is made of what comes back
 
@@ -1692,6 +1708,7 @@ class TestPersistence(MessageTestCase):
         (b'1.1', (b'closed',), (), True),
         (b'1.1', (b'x-close',), (), True),
         (b'1.1', (b'close-x',), (), True),
+        (b'1.1', (b'XcloseX',), (), True),
         (b'1.1', (b'',), (), True),
         (b'1.1', (), (b'keep-alive',), True),
         (b'1.1', (), (b'close',), False),
@@ -1729,6 +1746,17 @@ class TestPersistence(MessageTestCase):
                     for values in (response, sent)
                 )
                 self.assertIs(lowhaio.persists(version, named) and not lowhaio.asks_to_close(sent_named), expected)
+
+    def test_the_servers_keep_alive_is_its_timeout_in_seconds(self):
+        for values, expected in (
+                ((), None), ((b'timeout=5',), 5), ((b'max=7, Timeout=5',), 5), ((b'max=7', b'timeout=5'), 5),
+                ((b' timeout = "5" ',), 5), ((b'timeout=5, timeout=6',), 5), ((b'timeout',), None),
+                ((b'timeout=',), None), ((b'timeout=-5',), None), ((b'timeout=5.5',), None), ((b'XtimeoutX=5',), None),
+                ((b'timeout=X5X',), None), ((b'xtimeout=5',), None), ((b'timeout=' + b'9' * 400,), float('inf')),
+        ):
+            with self.subTest(values):
+                named = lowhaio.by_name([(b'keep-alive', value) for value in values])
+                self.assertEqual(lowhaio.server_keep_alive(named), expected)
 
     async def test_a_connection_is_used_again_if_it_persists(self):
         for version, response, sent, expected in self.CASES:
