@@ -7,7 +7,6 @@ does no more than it must; what is compared with the ceiling is the ratio of the
 build of Python, and the machine. Instructions of the kernel are not counted: a system call is only as dear as the way
 to it. Exits with 1 if a ceiling is exceeded by more than TOLERANCE.
 """
-# ruff: noqa: T201
 import argparse
 import asyncio
 import collections

@@ -5,7 +5,6 @@
 Makes a virtual environment of its own, `.venv` in this folder, for what requirements.txt names; lowhaio is that of
 this tree. See README.md.
 """
-# ruff: noqa: T201
 import argparse
 import hashlib
 import json
