@@ -807,8 +807,8 @@ class Connection:
     - `await write(view)`: how many bytes were taken; 0 if something was received instead: `read` it, and then write
       *the same* view again.
     - `poll()`: what was received, without waiting: None for nothing, b'' at the end.
-    - `watch(callback, seconds)`: until the next read or write, calls back, with whether it is for the time that has
-      passed, when something comes, and after so many seconds. `watch(None)` ends that.
+    - `watch(callback, seconds)`: calls back with False when something comes and nobody reads, and with True after so
+      many seconds; `watch(None)` ends that.
     - `close(last=b'')`: sends what it can of `last`, then closes; a task that waits in `read` gets an OSError.
     - `abandon()`: only closes; for finalisers, which run in any thread, and after a fork.
 
