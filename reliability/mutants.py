@@ -25,7 +25,7 @@ REGIONS = (
 # The quickest first: nearly all mutants fall to it.
 COMMANDS = (
     ['-m', 'unittest', '-f', 'reliability.framing.CaseTests.test_each_case_however_it_is_cut'],
-    ['test.py', '-f', 'TestRequestFraming', 'TestResponseFraming', 'TestLimits', 'TestPersistence'],
+    ['test.py', '-f', 'TestRequestHead', 'TestRequestFraming', 'TestResponseFraming', 'TestLimits', 'TestPersistence'],
     ['-m', 'unittest', '-f', 'reliability.framing.BoundTests', 'reliability.framing.CaseTests'],
     ['test.py', '-f', 'TestRequestBody', 'TestMessageErrors', 'TestExpect', 'TestEarlyAnswer', 'TestRareTurns',
      'ReuseTest'],
