@@ -281,10 +281,9 @@ def checked_headers(method, headers):
 
 
 def request_framing(method, named, has_body):
-    """How the request's body is sent: ((kind, length), added field lines)
+    """How the request's body is sent: (whether chunked, else its length or None, added field lines)
 
-    `kind` is 'none', 'length' or 'chunked'; `named` is `by_name` of its headers. Raises HttpRequestError. RFC 9112 §6,
-    RFC 9110 §8.6
+    `named` is `by_name` of its headers. Raises HttpRequestError. RFC 9112 §6, RFC 9110 §8.6
     """
     lengths = named.get(b'content-length', ())
     codings = named.get(b'transfer-encoding', ())
@@ -305,12 +304,12 @@ def request_framing(method, named, has_body):
         if b'expect' in named:
             raise HttpRequestError('There is an expect header but no body')
     if codings:
-        return ('chunked', 0), b''
+        return True, None, b''
     if lengths:
-        return ('length' if has_body else 'none', length), b''
+        return False, length, b''
     if has_body:
-        return ('chunked', 0), b'transfer-encoding: chunked\r\n'
-    return ('none', 0), b'content-length: 0\r\n' if method in (b'POST', b'PUT', b'PATCH') else b''
+        return True, None, b'transfer-encoding: chunked\r\n'
+    return False, None, b'content-length: 0\r\n' if method in (b'POST', b'PUT', b'PATCH') else b''
 
 
 LAST_CHUNK = b'0\r\n\r\n'
@@ -326,17 +325,16 @@ def compose(method, url_parts, params, headers, has_body):
         target = with_params(target, params)
     headers = checked_headers(method, headers)
     named = by_name([(name.lower(), value) for name, value in headers])
-    (kind, length), added = request_framing(method, named, has_body)
+    chunked, length, added = request_framing(method, named, has_body)
     # `host` comes first, where the caller gave none. RFC 9112 §3.2
     host = () if b'host' in named else ((b'host', authority),)
     head = b'%b %b HTTP/1.1\r\n%b%b\r\n' % (
         method, target, b''.join([b'%b: %b\r\n' % field for field in host + headers]), added,
     )
     expects = b'100-continue' in list_members(named.get(b'expect', ()))
-    chunked = kind == 'chunked'
     if chunked and not has_body:
         head += LAST_CHUNK
-    return Message(key, method, headers, head, chunked, None if chunked else length, expects, asks_to_close(named))
+    return Message(key, method, headers, head, chunked, length, expects, asks_to_close(named))
 
 
 def check_body(body):
