@@ -249,7 +249,7 @@ def with_params(target, params):
             for each in (name,) + (tuple(value) if isinstance(value, (list, tuple)) else (value,)):
                 if not isinstance(each, (str, bytes, int, float)):
                     raise TypeError(f'{each!r:.100} is not a str, bytes or number')
-        query = urllib.parse.urlencode(pairs, doseq=True, quote_via=urllib.parse.quote, safe='')
+        query = urllib.parse.urlencode(pairs, doseq=True, quote_via=urllib.parse.quote, safe='~')
     except (TypeError, ValueError) as error:
         raise HttpRequestError(f'The params must be pairs or a mapping of strings: {error}') from error
     separator = \

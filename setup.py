@@ -37,7 +37,7 @@ setup(
             'idna==3.4' + PYTHON_36,
             'uvloop==0.14.0' + PYTHON_36,
             'hypothesis==6.31.6' + PYTHON_36,
-            'attrs==22.2.0' + PYTHON_36,
+            'attrs==21.4.0' + PYTHON_36,
             'sortedcontainers==2.4.0' + PYTHON_36,
             'h11==0.13.0' + PYTHON_36,
             'dataclasses==0.8' + PYTHON_36,
@@ -46,8 +46,8 @@ setup(
             # Later ones warn that they will leave these Pythons, and in the tests a warning is an error.
             'cryptography<44' + PYTHON_37_38,
             'aiohttp>=3.8' + PYTHON_37,
-            'hypothesis>=6.31.6' + PYTHON_37,
-            'h11>=0.13' + PYTHON_37,
+            'hypothesis>=6.79' + PYTHON_37,
+            'h11>=0.14' + PYTHON_37,
             'uvloop>=0.17' + PYTHON_37,
         ],
         'example': [
