@@ -39,9 +39,9 @@ CALLS_A_TURN = 16
 # Lengths beyond this do not fit the file offsets of any peer; the digits are bounded before `int` sees them.
 MAX_LENGTH = 2 ** 63 - 1
 # Host names whose addresses, urls whose parts, and heads that are remembered: a crawler's memory must not grow with its
-# hosts. A head of more bytes is composed anew each time.
+# hosts. A longer url or head is taken apart, or composed, anew each time.
 MAX_REMEMBERED = 1024
-MAX_REMEMBERED_HEAD = 4096
+MAX_REMEMBERED_LENGTH = 4096
 # Seconds for which an answer of the DNS stands at least: the resolver gives entries of /etc/hosts no time at all.
 MIN_TTL = 1
 # Seconds by which a connection is retired before the server's own `keep-alive: timeout`, for bytes on their way.
@@ -313,8 +313,8 @@ def request_framing(method, named, has_body):
 
 
 LAST_CHUNK = b'0\r\n\r\n'
-# All that is to be sent, but for the body itself: `length` is what it must keep to, or None; `expects` is whether it
-# waits for 100 Continue; `closes` is whether the caller asked for `connection: close`.
+# What is to be sent before the body, as `head`; `headers` are the caller's. `length` is what the body must keep to, or
+# None; `expects` is whether it waits for 100 Continue; `closes` is whether the caller asked for `connection: close`.
 Message = collections.namedtuple('Message', 'key method headers head chunked length expects closes')
 
 
@@ -371,13 +371,13 @@ class Upload:
 
     async def begin(self):
         """Has the first piece made"""
-        self._first = await self.next_piece()
+        self._first = await self.next_piece() or b''
 
     async def next_piece(self):
         """A non-empty memoryview, or None at the end"""
         if self._first is not None:
             piece, self._first = self._first, None
-            return piece
+            return piece or None
         if self.iterator is None:
             self.iterator = self._iterate()
         piece = b''
@@ -397,6 +397,7 @@ class Upload:
                 raise HttpBodyError(f'The body must give bytes, got {type(piece).__name__}') from error
         self._count += len(piece)
         if self._length is not None and self._count > self._length:
+            piece = None
             raise HttpBodyError(f'Expected a body of {self._length} bytes, got {self._count} or more')
         return piece
 
@@ -406,7 +407,7 @@ class Upload:
         if not hasattr(iterable, '__aiter__'):
             if asyncio.iscoroutine(iterable):
                 iterable.close()  # or it would warn that it was never awaited
-            raise HttpRequestError('The body\'s function must return an async iterable of bytes, got '
+            raise HttpBodyError('The body\'s function must return an async iterable of bytes, got '
                                    f'{type(iterable).__name__}')
         iterator = iterable.__aiter__()
         if iterator is self._previous:
@@ -417,6 +418,7 @@ class Upload:
 
     async def end(self):
         """Closes the iterator, if it was begun"""
+        self._first = None
         aclose = getattr(self.iterator, 'aclose', None)
         if aclose is not None:
             already, self.in_callers_code = self.in_callers_code, True
@@ -778,8 +780,9 @@ class ResponseBody:
         finally:
             self._reading = False
         if surplus is not None:
-            self._connection = None
-            self._release(connection, not surplus)
+            # Without what refers to the pool: a finished body must not keep it, and its idle connections, alive.
+            release, self._release, self._decode, self._connection = self._release, None, None, None
+            release(connection, not surplus)
             if not payload:
                 raise StopAsyncIteration
         return payload
@@ -810,7 +813,7 @@ class Connection:
     - `close(last=b'')`: sends what it can of `last`, then closes; a task that waits in `read` gets an OSError.
     - `abandon()`: only closes; for finalisers, which run in any thread, and after a fork.
 
-    All but the last three raise OSError, of which socket.timeout and ssl.SSLError are kinds. `address` is what the
+    `read`, `write` and `watch` raise OSError, of which socket.timeout and ssl.SSLError are kinds. `address` is what the
     DNS must still say of the host for the connection to be reused: (type of record, address), or None. `expires_at`
     is the pool's.
     """
@@ -898,7 +901,7 @@ def socket_connection(loop, sock, socket_timeout, recv_bufsize):
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
 
-    # Is given itself, since a closure that names itself is a reference cycle.
+    # Is given itself, here and by `begin_time`, since a closure that names itself is a reference cycle.
     def on_timer(again):
         nonlocal timer, fires_at
         timer = None
@@ -1316,9 +1319,11 @@ async def send(connection, reader, data):
     """Sends all of it, unless the final answer comes first; the OSError by which sending failed, or None"""
     if len(data) > MAX_WRITE:
         data = memoryview(data)
+    part = None
     try:
         while data and reader.response is None:
-            sent = await connection.write(data[:MAX_WRITE])
+            part = data[:MAX_WRITE]
+            sent = await connection.write(part)
             data = data[sent:]
             if not sent:
                 reader.feed(await connection.read())
@@ -1326,6 +1331,11 @@ async def send(connection, reader, data):
         if not isinstance(error, (ConnectionError, ssl.SSLError)):  # a timeout, or a want of buffers
             raise data_error(error, 'sending the request') from error
         return error  # the answer may be there all the same: a server that refuses a body, and closes
+    finally:
+        # A traceback keeps the frames, and their views would keep the caller from resizing its buffer.
+        data = None
+        if isinstance(part, memoryview):
+            part.release()
     return None
 
 
@@ -1354,10 +1364,12 @@ async def send_with_body(connection, reader, message, upload, expect_timeout):
         if piece is None:
             return await send(connection, reader, prefix + (LAST_CHUNK if message.chunked else b''))
         size_line, end_of_chunk = (b'%x\r\n' % len(piece), b'\r\n') if message.chunked else (b'', b'')
-        for data in writes(prefix + size_line, piece, end_of_chunk):
-            error = error or await send(connection, reader, data)
+        try:
+            for data in writes(prefix + size_line, piece, end_of_chunk):
+                error = error or await send(connection, reader, data)
+        finally:
+            piece = data = None  # while it is referred to, the caller cannot resize its buffer
         prefix = b''
-        piece = data = None  # while it is referred to, the caller cannot resize its buffer
     return error
 
 
@@ -1401,7 +1413,7 @@ class _Owner:
 
 def remember(cache, key, value):
     """Puts it in as the newest; beyond MAX_REMEMBERED the oldest is forgotten"""
-    cache.pop(key, None)
+    cache.pop(key, None)  # an address that was looked up anew is the newest
     cache[key] = value
     if len(cache) > MAX_REMEMBERED:
         del cache[next(iter(cache))]
@@ -1456,15 +1468,13 @@ def Pool(
         """
         if not owner.is_open:
             raise HttpRequestError('The pool is closed')
-        upload = None
         if body is not None:
             check_body(body)
         message = composed(method, url, params, headers, body is not None)
         running_loop = asyncio._get_running_loop()
         if running_loop is not loop or os.getpid() != pid:
             adopt(running_loop)
-        if body is not None:
-            upload = Upload(body, message.length)
+        upload = None if body is None else Upload(body, message.length)
         try:
             return await attempt(message, upload, *await take(message.key))
         except HttpConnectionClosedError as error:
@@ -1472,31 +1482,32 @@ def Pool(
                 raise
             first_error = error
         try:  # not while the first error is being handled: it would be the context of all others, a cycle
-            try:
-                connection = await open_connection(message.key)
-            except HttpConnectionError as connection_error:
-                raise first_error from connection_error  # for something was sent, the first time
-            if body is not None:
-                upload = Upload(body, message.length, upload.iterator)
+            connection = await open_connection(message.key)
+            upload = None if body is None else Upload(body, message.length, upload.iterator)
             return await attempt(message, upload, connection, False)
+        except HttpConnectionError as connection_error:
+            if upload is not None and upload.in_callers_code:
+                raise
+            raise first_error from connection_error  # for something was sent, the first time
         finally:
             first_error = None
 
     def composed(method, url, params, headers, has_body):
         """A Message, remembered where all that it depends on is immutable: 0.4 µs instead of 5 or more"""
         key = (method, url, headers, has_body)
-        is_memorable = type(headers) is tuple and not params
+        is_short = isinstance(url, str) and len(url) <= MAX_REMEMBERED_LENGTH
+        is_memorable = is_short and type(headers) is tuple and not params
         if is_memorable:
             try:
                 message = messages.get(key)
-            except TypeError:  # a list among the headers
+            except (TypeError, ValueError, BytesWarning):  # a list, or what `compose` refuses
                 is_memorable, message = False, None
             if message is not None:
                 return message
-        url_parts = split_url_cached(url) if isinstance(url, str) else split_url(url)
+        url_parts = split_url_cached(url) if is_short else split_url(url)
         message = compose(method, url_parts, params, headers, has_body)
         # What was given is equal to what is sent: nothing in it can change.
-        if is_memorable and message.headers == headers and len(message.head) <= MAX_REMEMBERED_HEAD:
+        if is_memorable and message.headers == headers and len(message.head) <= MAX_REMEMBERED_LENGTH:
             remember(messages, key, message)
         return message
 
@@ -1506,7 +1517,9 @@ def Pool(
             return
         owner.is_open = False
         if loop is not None and pid == os.getpid() and runs_elsewhere(loop):
-            asyncio.run_coroutine_threadsafe(close_here(), loop)  # what is idle is of the loop's own thread
+            # What is idle is of the loop's own thread. Not in the task alone: cancelled at once, it does nothing.
+            loop.call_soon_threadsafe(functools.partial(drop_idle, orderly=True))
+            asyncio.run_coroutine_threadsafe(close_here(), loop)
         else:
             await close_here()
 
@@ -1514,6 +1527,7 @@ def Pool(
         drop_idle(orderly=True)
         addresses.clear()
         messages.clear()
+        split_url_cached.cache_clear()
         if clear_cache is not None and pid == os.getpid() and not loop.is_closed():
             await clear_cache()
 
@@ -1617,13 +1631,14 @@ def Pool(
     def on_idle(key, connection, is_over):
         # Over TLS a session ticket is fine; all else is a server that closed, or that speaks unasked.
         if is_over or connection.poll() is not None:
-            forget(key, connection)
+            if connection in idle.get(key, ()):  # else another thread has dropped it, a moment ago
+                forget(key, connection)
             connection.close()
 
     def forget(key, connection):
         connections = idle[key]
         if connections[-1] is connection:
-            connections.pop()
+            connections.pop()  # `remove` would look at all that are idle, at each request
         else:
             connections.remove(connection)
         if not connections:

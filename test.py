@@ -32,6 +32,7 @@ import tempfile
 import textwrap
 import threading
 import time
+import tracemalloc
 import unittest
 import warnings
 import weakref
@@ -90,6 +91,7 @@ from reliability.harness import (
     ManualTls,
     Peer,
     ScriptedConnection,
+    all_tasks,
     client_context,
     current_task,
     full_backlog,
@@ -5398,7 +5400,7 @@ class TestRareTurns(AsyncTestCase):
             raise AssertionError('it is not awaited')
         request, _ = self.pool()
         port = self.serve(empty_answers)
-        error = await self.raises(HttpRequestError, request(b'POST', 'http://127.0.0.1:%d/' % port, body=body))
+        error = await self.raises(HttpBodyError, request(b'POST', 'http://127.0.0.1:%d/' % port, body=body))
         self.assertIn('coroutine', str(error))
 
     async def test_a_body_closed_as_its_last_bytes_arrive_is_an_error_where_it_is_read(self):
@@ -5576,6 +5578,185 @@ HERE = os.path.dirname(os.path.abspath(lowhaio.__file__))
 KIB, MIB, GIB = 2 ** 10, 2 ** 20, 2 ** 30
 # No two parts of it are alike: a piece lost, doubled or out of turn shows.
 DATA = b''.join(b'%015d\n' % n for n in range(200 * KIB))
+
+
+class ResizedBody:
+    """A body that resizes its buffer when it is closed: where a view of it is still held, that raises a BufferError"""
+
+    def __init__(self, size=1 << 20):
+        self.buffer = bytearray(size)
+        self.is_closed = False
+
+    def __aiter__(self):
+        return self
+
+    async def __anext__(self):
+        return self.buffer
+
+    async def aclose(self):
+        self.buffer.clear()
+        self.is_closed = True
+
+
+class TestFoundInReview(ConnectionTestCase):
+    """What readers of the code found, by their scripts"""
+
+    async def test_the_callers_buffer_is_let_go_of_before_its_body_is_closed(self):
+        for what, script, tls, fields, expected in (
+                ('a peer that reads nothing', lambda peer: peer.sock.recv(1, socket.MSG_PEEK) and time.sleep(0.5), None,
+                 (), HttpDataTimeout),
+                ('the same over TLS', lambda peer: time.sleep(0.5), tls_server(), (), HttpDataTimeout),
+                ('a reset', lambda peer: peer.read_head() and peer.reset(), None, (), HttpConnectionClosedError),
+                ('a body too long', Peer.read_to_close, None, ((b'content-length', b'5'),), HttpBodyError),
+        ):
+            with self.subTest(what):
+                port = self.serve(script, tls=tls)
+                request, _ = self.pool(socket_timeout=0.2 if expected is HttpDataTimeout else 10,
+                                       get_ssl_context=client_context)
+                body = ResizedBody()
+                await self.raises(expected, request(
+                    b'PUT', 'http{}://127.0.0.1:{}/'.format('s' if tls else '', port), headers=fields, body=body))
+                self.assertTrue(body.is_closed)
+
+    async def test_the_callers_buffer_is_let_go_of_when_the_request_is_cancelled(self):
+        port = self.serve(lambda peer: peer.sock.recv(1, socket.MSG_PEEK) and time.sleep(0.5))
+        request, _ = self.pool()
+        body = ResizedBody()
+        task = self.loop.create_task(request(b'PUT', 'http://127.0.0.1:%d/' % port, body=body))
+        await asyncio.sleep(0.2)
+        task.cancel()
+        self.assertIs(await outcome(task), asyncio.CancelledError)
+        self.assertTrue(body.is_closed)
+
+    async def test_after_a_request_was_sent_no_error_says_that_nothing_was(self):
+        def first(peer):
+            peer.read_head()
+            peer.send(OK_EMPTY)
+            peer.read_until(LAST_CHUNK)
+
+        made = []
+
+        async def connect(*args):
+            if len(made) == 2:
+                raise ConnectionRefusedError('nobody listens')
+            made.append(await lowhaio.connect_directly(*args))
+            return made[-1]
+
+        async def body():
+            await asyncio.sleep(0.2 if len(made) == 2 else 0)  # while the second connection is closed
+            yield b'x'
+        request, _ = self.pool(connect=connect)
+        url = 'http://127.0.0.1:%d/' % self.serve(first, Peer.close)
+        await request(b'GET', url)
+        error = await self.raises(HttpConnectionClosedError, request(b'PUT', url, body=body))
+        self.assertIs(error.reused, True)
+        self.assertIsInstance(error.__cause__, HttpConnectionError)
+
+    async def test_an_iterator_that_has_ended_is_not_asked_again(self):
+        for pieces in ((), (b'x',)):
+            with self.subTest(pieces):
+                body = BodyOnce(*pieces)
+                request, _ = self.scripted_pool()
+                await request(b'PUT', 'http://127.0.0.1/', body=body)
+                self.assertEqual(body.asked, len(pieces) + 1)
+
+    def scripted_pool(self):
+        async def connect(*_):
+            return ScriptedConnection((), [OK_EMPTY])
+        return self.pool(connect=connect)
+
+    async def test_a_body_that_is_none_is_found_after_the_head_was_sent(self):
+        request, _ = self.pool()
+        port = self.serve(lambda peer: peer.read_head() and peer.send(CONTINUE) and peer.read_to_close())
+        await self.raises(HttpBodyError, request(
+            b'POST', 'http://127.0.0.1:%d/' % port, headers=((b'expect', b'100-continue'),), body=lambda: 5))
+
+    async def test_what_is_refused_is_refused_whatever_was_sent_before(self):
+        request, _ = self.scripted_pool()
+        await request(b'GET', 'http://127.0.0.1/', headers=((b'a', b'b'),))
+        for method, headers in ((b'GET', ((b'a', memoryview(bytearray(b'b'))),)), (bytearray(b'GET'), ()), ([], ()),
+                                (b'GET', ([b'a', 5],)), (b'GET', ((b'a', []),))):
+            with self.subTest((method, headers)):
+                await self.raises(HttpRequestError, request(method, 'http://127.0.0.1/', headers=headers))
+
+    async def test_headers_that_change_are_sent_as_they_are(self):
+        sent = []
+
+        async def connect(*_):
+            sent.append(ScriptedConnection((), [OK_LAST]))
+            return sent[-1]
+        request, _ = self.pool(connect=connect)
+        pair, pairs = [b'a', b'1'], [(b'a', b'1')]
+        for headers in ((pair,), pairs, iter(pairs)):
+            await request(b'GET', 'http://127.0.0.1/', headers=headers)
+        pair[1], pairs[0] = b'2', (b'a', b'2')
+        for headers in ((pair,), pairs, iter(pairs)):
+            await request(b'GET', 'http://127.0.0.1/', headers=headers)
+        self.assertEqual([b'a: 2' in connection.writes()[0] for connection in sent], [False] * 3 + [True] * 3)
+
+    async def test_long_urls_are_not_remembered(self):
+        request, _ = self.scripted_pool()
+        sizes = []
+        for number in range(3):
+            tracemalloc.start()
+            for each in range(100):
+                await request(b'GET', 'http://127.0.0.1/{}#{}'.format('x' * 100000, number * 100 + each))
+            sizes.append(tracemalloc.get_traced_memory()[0])
+            tracemalloc.stop()
+        self.assertLess(max(sizes), 2000000)
+
+    async def test_a_finished_body_does_not_keep_a_dropped_pool(self):
+        ended = threading.Event()
+
+        def script(peer):
+            peer.read_head()
+            peer.send(OK + b'content-length: 3\r\n\r\n')
+            go_on.wait(TEST_SECONDS)
+            peer.send(b'abc')
+            peer.read_to_close()
+            ended.set()
+        request, close = Pool(keep_alive_timeout=1000)
+        go_on = threading.Event()
+        _, _, body = await request(b'GET', 'http://127.0.0.1:%d/' % self.serve(script))
+        go_on.set()
+        self.assertEqual(await buffered(body), b'abc')
+        del request, close
+        gc.collect()
+        await self.happens(ended)
+
+    def test_a_pool_closed_from_a_thread_as_its_loop_ends_is_closed(self):
+        ended = threading.Event()
+
+        def script(peer):
+            peer.read_head()
+            peer.send(OK_EMPTY)
+            peer.read_to_close()
+            ended.set()
+        request, close = Pool()
+
+        async def main():
+            await request(b'GET', url)
+            thread = threading.Thread(target=in_loop_of_its_own, args=(close,))
+            thread.start()
+            thread.join(TEST_SECONDS)  # the loop stands still, and ends with the next turn
+        url = 'http://127.0.0.1:%d/' % self.serve(script)
+        self.loop.run_until_complete(main())
+        for task in all_tasks(self.loop):
+            task.cancel()  # as `asyncio.run` does it
+        self.loop.run_until_complete(asyncio.sleep(0))
+        self.assertTrue(ended.wait(TEST_SECONDS / 2))
+
+    async def test_a_pool_that_a_thread_drops_as_its_timer_fires_closes_silently(self):
+        request, close = Pool(keep_alive_timeout=0.2)
+        await request(b'GET', 'http://127.0.0.1:%d/' % self.serve(answering(OK_EMPTY)))
+        pool = [(request, close)]
+        del request, close
+        self.loop.call_later(0.1, time.sleep, 0.2)   # the pool's timer, and the next, fall into one turn
+        self.loop.call_later(0.11, time.sleep, 0.3)  # in which the pool is dropped
+        thread = threading.Thread(target=lambda: time.sleep(0.45) or pool.clear())
+        thread.start()
+        await asyncio.sleep(0.8)
+        thread.join(TEST_SECONDS)
 
 
 async def slices_of(data, size=65536):
