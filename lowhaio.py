@@ -1330,7 +1330,9 @@ async def send(connection, reader, data):
     except OSError as error:
         if not isinstance(error, (ConnectionError, ssl.SSLError)):  # a timeout, or a want of buffers
             raise data_error(error, 'sending the request') from error
-        return error  # the answer may be there all the same: a server that refuses a body, and closes
+        # The answer may be there all the same: a server that refuses a body, and closes. Without the frames, which from
+        # Python 3.12 on would refer to those that hold the error: a cycle.
+        return error.with_traceback(None)
     finally:
         # A traceback keeps the frames, and their views would keep the caller from resizing its buffer.
         data = None
