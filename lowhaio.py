@@ -1150,7 +1150,7 @@ def tls_connection(inner, tls, incoming, outgoing, recv_bufsize):
             try:
                 taken = taken or tls.write(view)
             except ssl.SSLWantReadError:  # the peer renegotiates, as TLS 1.2 may
-                if await flush():
+                if await flush():  # pragma: no branch -- else data came while this handshake's bytes were blocked
                     feed(untruncated(await inner.read()))
                     received = decrypt()
                 continue

@@ -117,6 +117,7 @@ from reliability.life import (  # noqa: F401
     UnaskedBytesTests,
 )
 from reliability.properties import DifferentialTests, RequestProperties, ResponseProperties  # noqa: F401
+from reliability.scripted import DRAIN
 from reliability.soak import SoakTests  # noqa: F401
 
 # ======== The messages: what goes on the wire, and what is made of what comes back
@@ -5365,12 +5366,12 @@ class TestRareTurns(AsyncTestCase):
 
     async def test_a_body_in_a_reference_cycle_is_finalised_in_any_order(self):
         ended = threading.Event()
-        go_on = threading.Event()
+        go_on = threading.Semaphore(0)
 
         def script(peer):
             peer.read_head()
             peer.send(b'HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n')
-            go_on.wait(30)
+            go_on.acquire(timeout=30)
             peer.send(b'x')
             peer.read_to_close()
             ended.set()
@@ -5381,10 +5382,9 @@ class TestRareTurns(AsyncTestCase):
             _, _, body = await request(b'GET', 'http://127.0.0.1:%d/' % port)
             cycle = [body]
             cycle.append(cycle)
-            go_on.set()
+            go_on.release()
             while self._readers_and_timers()[0]:  # until it has fired with nobody waiting
                 await asyncio.sleep(0)
-            go_on.clear()
             del body, cycle
             gc.collect()
             await in_thread(ended.wait, 30)
@@ -5651,6 +5651,47 @@ class TestFoundInReview(ConnectionTestCase):
         error = await self.raises(HttpConnectionClosedError, request(b'PUT', url, body=body))
         self.assertIs(error.reused, True)
         self.assertIsInstance(error.__cause__, HttpConnectionError)
+
+    async def test_what_the_callers_body_raises_stays_the_callers_also_when_it_is_sent_again(self):
+        def first(peer):
+            peer.read_head()
+            peer.send(OK_EMPTY)
+            peer.read_until(LAST_CHUNK)
+
+        begun = []
+
+        async def body():
+            begun.append(True)
+            if len(begun) == 2:
+                raise HttpDnsError('of another request, whose response this body is')
+            yield b'x'
+        request, _ = self.pool()
+        url = 'http://127.0.0.1:%d/' % self.serve(first, DRAIN)
+        await request(b'GET', url)
+        error = await self.raises(HttpDnsError, request(b'PUT', url, body=body))
+        self.assertIn('another', str(error))
+
+    async def test_an_answer_is_heard_though_the_head_that_expects_could_not_be_sent(self):
+        class Failing(ScriptedConnection):
+            async def write(self, view):
+                raise ConnectionResetError(errno.ECONNRESET, 'reset')
+
+        async def connect(*_):
+            return Failing((), [TOO_LARGE])
+        request, _ = self.pool(connect=connect)
+        body = BodyOnce(b'x')
+        code, _, response = await request(b'PUT', 'http://h/', headers=((b'expect', b'100-continue'),), body=body)
+        self.assertEqual((code, await buffered(response), body.asked), (b'413', b'too large', 0))
+
+    async def test_a_readiness_that_was_none_is_not_an_end(self):
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            ours.setblocking(False)
+            with mock.patch('select.poll') as poll:
+                poll.return_value.poll.return_value = [(ours.fileno(), 1)]
+                connection = lowhaio.socket_connection(self.loop, ours, 10, 65536)
+            self.assertIsNone(connection.poll())
+            connection.close()
 
     async def test_an_iterator_that_has_ended_is_not_asked_again(self):
         for pieces in ((), (b'x',)):
