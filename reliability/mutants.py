@@ -35,6 +35,10 @@ SECONDS = 90
 # What may survive: (a pattern for the mutated line, why no test can tell it from the original). What differs only in an
 # error's sentence is not run at all: see `is_of_sentence`.
 EXPLAINED = (
+    (r'len\(digits\) >=? (19|20)', 'bounds the work before `int`: MAX_LENGTH judges the number'),
+    (r'lines\[', 'which line of a malformed head the error shows'),
+    (r'searched = max\(1,', 'an empty line at the beginning is found before, without searching'),
+    (r'_searched = max\(', 'searches a byte more, or again: `\\n\\r?\\n` begins at none of them'),
 )
 
 
