@@ -19,7 +19,7 @@ import tempfile
 TREE = pathlib.Path(__file__).resolve().parent.parent
 # From the banner of the framing functions to the body's reader, and the framing of requests.
 REGIONS = (
-    (r'^def request_framing\(', r'^# All that is to be sent'),
+    (r'^def request_framing\(', r'^LAST_CHUNK = '),
     (r'^# -+ Framing, and the head in', r'^class ResponseBody'),
 )
 # The quickest first: nearly all mutants fall to it.
