@@ -1010,7 +1010,8 @@ class HandMadeTls(ManualTls):
         return self.alert(80)
 
     def corrupt(self):
-        return self.record(b'poison')[:-1] + b'x'
+        record = self.record(b'poison')
+        return record[:-1] + bytes((record[-1] ^ 1,))
 
     def unknown(self):
         return self.record(b'poison', b'\x63')
