@@ -939,7 +939,7 @@ async def seconds_for(wire, body, size, repeats):
     return min(seconds)
 
 
-async def costs(size, count, attempts=3, tell=lambda line: None):
+async def costs(size, count, attempts=6, tell=lambda line: None):
     """That n, 2n and 4n, `count`, of each take time that grows with them"""
     for what, response, body in MANY:
         for attempt in range(1, attempts + 1):
