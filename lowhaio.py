@@ -408,7 +408,7 @@ class Upload:
             if asyncio.iscoroutine(iterable):
                 iterable.close()  # or it would warn that it was never awaited
             raise HttpBodyError('The body\'s function must return an async iterable of bytes, got '
-                                   f'{type(iterable).__name__}')
+                                f'{type(iterable).__name__}')
         iterator = iterable.__aiter__()
         if iterator is self._previous:
             raise tagged(HttpConnectionClosedError(
