@@ -1143,13 +1143,14 @@ class TestSentAgain(MessageTestCase):
             with self.subTest(what):
                 got = []
                 url = self.server_that_closes(got)
-                accepted = self.accepted
                 request, _ = self.pool()
                 await request(b'GET', url)
                 error = await self.raises(HttpConnectionClosedError, request(method, url, body=body))
                 self.assertEqual((error.reused, error.answered), (True, False))
                 self.assertEqual([data.count(b'cde') for data in got if data], [1])
                 self.assertEqual(getattr(body, 'closed', 1), 1)
+
+    async def test_nothing_else_without_a_body_is_sent_twice(self):
         for method in (b'POST', b'PATCH', b'PROPFIND'):
             with self.subTest(method):
                 got = []
