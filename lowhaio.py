@@ -449,9 +449,7 @@ match_head = re.compile(STATUS_LINE + rb'(' + FIELD_LINES + rb')\r?\n').fullmatc
 search_end_of_fields = re.compile(rb'\n\r?\n').search
 FOLD = re.compile(rb'\r?\n[ \t]+')
 # 16 digits are 64 bits. Blanks after the size are no part of the grammar, but harmless, and sent by old servers.
-CHUNK_SIZE = rb'([0-9A-Fa-f]{1,16})[ \t]*(?:;[^\r\n\x00]*)?\r\n'
-match_first_chunk_size = re.compile(CHUNK_SIZE).match
-match_next_chunk_size = re.compile(rb'\r\n' + CHUNK_SIZE).match
+is_chunk_size_line = re.compile(rb'\r\n([0-9A-Fa-f]{1,16})[ \t]*(?:;[^\r\n\x00]*)?\r\n').fullmatch
 
 
 # What decides how a message is framed, and what becomes of its connection.
@@ -584,11 +582,13 @@ def response_framing(method, code, version, named):
             raise HttpProtocolError(f'The response\'s transfer-encoding must be chunked, got {codings!r:.100}')
         return 'chunked', 0
     if lengths:
-        # `5, 5` and repeats are what proxies make of duplicates: one length, as long as all agree.
-        length, *others = {parse_length(member) for member in list_members(lengths)}
-        if others or length is None:
-            raise HttpProtocolError(f'The response\'s content-length must be one number up to {MAX_LENGTH}, got '
-                                    f'{lengths!r:.100}')
+        length = parse_length(lengths[0])
+        if length is None or len(lengths) > 1:
+            # `5, 5` and repeats are what proxies make of duplicates: one length, as long as all agree.
+            length, *others = {parse_length(member) for member in list_members(lengths)}
+            if others or length is None:
+                raise HttpProtocolError(f'The response\'s content-length must be one number up to {MAX_LENGTH}, got '
+                                        f'{lengths!r:.100}')
         return ('length', length) if length else ('none', 0)
     return 'close', 0
 
@@ -643,17 +643,27 @@ def close_decoder():
     return decode
 
 
+@functools.lru_cache(MAX_REMEMBERED)
+def chunk_size(line):
+    """The size that a chunk-size line says, the CRLF before it included, which ends another chunk. RFC 9112 §7.1"""
+    match = is_chunk_size_line(line)
+    if not match:
+        raise HttpProtocolError(f'A chunk must end in CRLF, and its size be 1 to 16 hexadecimal digits, with CRLF '
+                                f'after them, or after a `;` and more: got {line!r:.100}')
+    return int(match.group(1), 16)
+
+
 def chunked_decoder(max_header_length):
     """RFC 9112 §7.1: extensions are skipped; trailers are checked like headers, and skipped"""
-    held = bytearray()  # the beginning of a chunk-size line, or of the trailers
-    remaining = 0       # of the chunk's data
+    # The beginning of a chunk-size line, or of the trailers. The first line is as if it came after another chunk.
+    held = bytearray(b'\r\n')
+    remaining = 0  # of the chunk's data
     count = 0
-    match_chunk_size = match_first_chunk_size
     in_trailers = False
     searched = 0
 
     def decode(data):
-        nonlocal held, remaining, count, match_chunk_size, in_trailers
+        nonlocal held, remaining, count, in_trailers
         if not data:
             raise HttpConnectionClosedError(f'The connection was closed early: got {count} bytes of a chunked body, '
                                             'but not its last chunk')
@@ -665,40 +675,29 @@ def chunked_decoder(max_header_length):
                 check_begun_line()
                 return b'', None
             data, held = bytes(held), bytearray()
-        pieces = []
-        at = 0
-        while not in_trailers:
-            if remaining:
-                piece = data[at:at + remaining]
-                if not piece:
-                    break
-                pieces.append(piece)
-                at += len(piece)
-                remaining -= len(piece)
-                if remaining:
-                    break
-            match = match_chunk_size(data, at)
-            if not match:
+        length = len(data)
+        at = remaining  # where the next chunk-size line begins; if beyond the data, these are all of the chunk
+        pieces = [data[:at]] if at else []
+        while at <= length:
+            end = data.find(b'\n', at + 2) + 1
+            if not end or end - at > max_header_length:
                 held = bytearray(data[at:])
-                if held.startswith(chunk_end()) and 0 <= held.find(b'\n', len(chunk_end())) < max_header_length:
-                    raise HttpProtocolError(f'A chunk-size line is malformed: {bytes(held[:100])!r:.100}')
                 check_begun_line()
                 break
-            if match.end() - at > max_header_length:
-                raise too_long('chunk-size line')
-            at = match.end()
-            remaining = int(match.group(1), 16)
-            in_trailers = not remaining
-            match_chunk_size = match_next_chunk_size
+            # Peers use few sizes: to look one up takes 0.1 µs, to parse it 0.8. Not with an extension, which is long.
+            size = (chunk_size if end - at <= 20 else chunk_size.__wrapped__)(data[at:end])
+            at = end + size
+            if not size:
+                in_trailers = True
+                break
+            pieces.append(data[end:at])
+        remaining = max(0, at - length)
         payload = pieces[0] if len(pieces) == 1 else b''.join(pieces)
         count += len(payload)
         return payload, end_of_trailers(data[at:]) if in_trailers else None
 
-    def chunk_end():
-        return b'' if match_chunk_size is match_first_chunk_size else b'\r\n'
-
     def check_begun_line():
-        if chunk_end() and not chunk_end().startswith(bytes(held[:2])):
+        if not b'\r\n'.startswith(bytes(held[:2])):
             raise HttpProtocolError(f'A chunk must end in CRLF, got {bytes(held[:2])!r:.100}')
         if len(held) > max_header_length:
             raise too_long('chunk-size line')
