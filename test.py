@@ -73,7 +73,10 @@ from lowhaio import (
     buffered,
     streamed,
 )
-from reliability.exhaustion import AbandonmentTests, ExhaustionTests, InterruptionTests, LoadTests  # noqa: F401
+from reliability.exhaustion import (  # noqa: F401
+    AbandonmentTests, ExhaustionTests, Interrupted, InterruptionTests, LoadTests, by_task, let_go, pending,
+    with_the_result,
+)
 from reliability.framing import BoundTests, CaseTests, CutTests  # noqa: F401
 from reliability.harness import (
     CA,
@@ -4142,51 +4145,6 @@ class TimeTest(ConnectionTestCase):
         self.assertEqual([type(error) for error in caught.exception.exceptions], [HttpDataTimeout])
 
 
-class Interrupted:
-    """Awaits a coroutine, and interrupts it at its n-th suspension
-
-    `how` is 'pending': the task is cancelled while that which it waits for is not there; 'done': when it is there,
-    but the task has not run since; or 'dropped': the coroutine is closed, as the garbage collector does it.
-    """
-
-    def __init__(self, coroutine, n, how):
-        self.coroutine = coroutine
-        self.n = n
-        self.how = how
-        self.reached = False
-
-    def __await__(self):
-        try:
-            waited = self.coroutine.send(None)
-            for count in itertools.count():
-                if count == self.n:
-                    self.reached = True
-                    if self.how == 'dropped':
-                        self.coroutine.close()
-                        return None
-                    self.cancel(current_task(), waited)
-                try:
-                    value = yield waited
-                except BaseException as error:
-                    waited = self.coroutine.throw(error)
-                else:
-                    waited = self.coroutine.send(value)
-        except StopIteration as stop:
-            return stop.value
-
-    def cancel(self, task, waited):
-        if self.how == 'pending':
-            task.cancel()
-        elif waited is None:  # a bare yield, as of sleep(0)
-            asyncio.get_event_loop().call_soon(task.cancel)
-        else:
-            waited.add_done_callback(lambda _: task.cancel())
-
-
-async def awaited(awaitable):
-    return await awaitable
-
-
 class CancellationTest(ConnectionTestCase):
 
     async def cancelled(self, coroutine, at):
@@ -4295,14 +4253,14 @@ class CancellationTest(ConnectionTestCase):
                 recv_bufsize=4096, **kwargs)
             if reused:
                 await self.text(request, port, scheme=scheme)
-            interrupted = Interrupted(play(request, '{}://127.0.0.1:{}/'.format(scheme, port)), n, how)
-            task = self.loop.create_task(awaited(interrupted))
+            interrupted = Interrupted(self.loop, play(request, '{}://127.0.0.1:{}/'.format(scheme, port)), n, how)
+            task = self.loop.create_task(by_task(interrupted))
             try:
                 await task
             except asyncio.CancelledError:
-                self.assertTrue(interrupted.reached and how != 'dropped')
+                self.assertTrue(interrupted.reached and how is not let_go)
             else:
-                self.assertTrue(how == 'dropped' or not interrupted.reached, 'a cancellation was swallowed')
+                self.assertTrue(how is let_go or not interrupted.reached, 'a cancellation was swallowed')
             if not interrupted.reached:
                 await close()
                 break
@@ -4314,7 +4272,7 @@ class CancellationTest(ConnectionTestCase):
 
     def sweeps(self):
         self.context = client_context()
-        for how in ('pending', 'done', 'dropped'):
+        for how in (pending, with_the_result, let_go):
             for tls in (None, server_context()):
                 yield how, tls
 
@@ -4322,7 +4280,7 @@ class CancellationTest(ConnectionTestCase):
     def between(how):
         """What a body waits for: nothing where the coroutine is dropped, since before Python 3.13 `close` does not
         reach into an async generator that waits, which then cannot be closed by anybody"""
-        return None if how == 'dropped' and sys.version_info < (3, 13) else lambda: asyncio.sleep(0)
+        return None if how is let_go and sys.version_info < (3, 13) else lambda: asyncio.sleep(0)
 
     @staticmethod
     def exchange(peer):
@@ -4356,13 +4314,13 @@ class CancellationTest(ConnectionTestCase):
 
         for how, tls in self.sweeps():
             for reused in (False, True):
-                with self.subTest(how=how, tls=tls is not None, reused=reused):
+                with self.subTest(how=how.__name__, tls=tls is not None, reused=reused):
                     await self.sweep(how, play, self.exchange, tls, reused, least=2)
 
     async def test_an_upload_may_be_interrupted_at_every_suspension(self):
         for how, tls in self.sweeps():
             for headers in ((), ((b'content-length', b'262144'),)):
-                with self.subTest(how=how, tls=tls is not None, headers=headers):
+                with self.subTest(how=how.__name__, tls=tls is not None, headers=headers):
                     body = CountedBody(*[bytes(65536)] * 4, between=self.between(how))
 
                     async def play(request, url, headers=headers, body=body):
@@ -4375,7 +4333,7 @@ class CancellationTest(ConnectionTestCase):
     async def test_an_upload_that_waits_for_100_may_be_interrupted_at_every_suspension(self):
         headers = ((b'content-length', b'8'), (b'expect', b'100-continue'))
         for how, tls in self.sweeps():
-            with self.subTest(how=how, tls=tls is not None):
+            with self.subTest(how=how.__name__, tls=tls is not None):
                 body = CountedBody(b'0123', b'4567', between=self.between(how))
 
                 async def play(request, url, body=body):
@@ -4394,7 +4352,7 @@ class CancellationTest(ConnectionTestCase):
             await self.text(request, int(url.rpartition(':')[2].rstrip('/')), 'one.test')
 
         self.context = None
-        for how in ('pending', 'done', 'dropped'):
+        for how in (pending, with_the_result, let_go):
             with self.subTest(how):
                 names = FakeNames({'one.test': slowly})
                 await self.sweep(how, play, self.exchange, get_dns_resolver=names, least=2)
@@ -4414,7 +4372,7 @@ class CancellationTest(ConnectionTestCase):
                 _, _, response = await request(b'GET', url)
                 await buffered(response)
         for how, tls in self.sweeps():
-            with self.subTest(how=how, tls=tls is not None):
+            with self.subTest(how=how.__name__, tls=tls is not None):
                 await self.sweep(how, play, script, tls, reused=True, least=3)
 
     async def test_closing_a_body_ends_the_read_of_another_task(self):
@@ -4523,7 +4481,7 @@ class OwnershipTest(ConnectionTestCase):
                 port = self.serve(until_closed(gone, reply), answering(reply_of(b'sound')))
                 sockets = ClientSockets()
                 request, _ = self.pool(set_sock_options=sockets)
-                interrupted = Interrupted(self.text(request, port), suspensions, 'dropped')
+                interrupted = Interrupted(self.loop, self.text(request, port), suspensions, let_go)
                 await interrupted
                 self.assertTrue(interrupted.reached)
                 self.assertEqual(sockets.count_open(), 0)

@@ -443,6 +443,11 @@ def with_the_result(interrupted, waited):
     when_done(interrupted, waited, interrupted.cancel)
 
 
+def let_go(interrupted, waited):
+    interrupted.coroutine.close()  # as the garbage collector does it
+    raise StopIteration
+
+
 def a_turn_after(interrupted, waited):
     when_done(interrupted, waited, lambda _: interrupted.loop.call_soon(interrupted.cancel))
 
