@@ -1,6 +1,7 @@
 """Instructions by valgrind: a figure without noise, which is held under the ceilings in ceilings.json
 
     python bench/instructions.py [--set]
+    python bench/instructions.py --profile     # bytecodes of a small GET, by function
 
 Takes a Python that has lowhaio's one dependency, and `valgrind`. Each thing is done by lowhaio, and by a floor that
 does no more than it must; what is compared with the ceiling is the ratio of the two, since both change alike with the
@@ -134,9 +135,41 @@ def instructions(name, which, port):
     return int(match.group(1).replace(',', ''))
 
 
+def profile(port):
+    """Prints the calls and the bytecodes that lowhaio's functions take for a small GET: the profile without noise"""
+    calls, bytecodes = collections.Counter(), collections.Counter()
+
+    def trace(frame, event, _):
+        if not frame.f_code.co_filename.endswith('lowhaio.py'):
+            return None
+        frame.f_trace_opcodes, frame.f_trace_lines = True, False
+        name = frame.f_code.co_qualname.replace('.<locals>', '')
+        calls[name] += event == 'call'
+        bytecodes[name] += event == 'opcode'
+        return trace
+
+    async def traced(count):
+        from lowhaio import Pool, buffered
+        request, close = Pool()
+        for n in range(count + 1):
+            sys.settrace(trace if n else None)  # not the first, which connects
+            _, _, body = await request(b'GET', f'http://127.0.0.1:{port}/small')
+            await buffered(body)
+        sys.settrace(None)
+        await close()
+
+    count = 20
+    asyncio.run(traced(count))
+    print('bytecodes  calls  function')
+    for name, number in bytecodes.most_common():
+        print(f'{number / count:9.0f}  {calls[name] / count:5.0f}  {name}')
+    print(f'{sum(bytecodes.values()) / count:9.0f}  {sum(calls.values()) / count:5.0f}  all')
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--set', action='store_true', help='makes what is found the ceilings of this version of Python')
+    parser.add_argument('--profile', action='store_true', help='bytecodes of a small GET, by function, instead')
     parser.add_argument('--do', nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.do:
@@ -147,6 +180,10 @@ def main():
     with socket.create_server(('127.0.0.1', 0)) as server:
         threading.Thread(target=serve, args=(server,), daemon=True).start()
         port = server.getsockname()[1]
+        if options.profile:
+            sys.path.insert(0, str(HERE.parent))
+            profile(port)
+            return 0
         tasks = [('nothing', '')] + [(name, which) for name in WORKS for which in ('done', 'floor')]
         with concurrent.futures.ThreadPoolExecutor(2) as executor:
             found = dict(zip(tasks, executor.map(lambda task: instructions(*task, port), tasks)))
