@@ -657,6 +657,7 @@ def chunked_decoder(max_header_length):
     """RFC 9112 §7.1: extensions are skipped; trailers are checked like headers, and skipped"""
     # The beginning of a chunk-size line, or of the trailers. The first line is as if it came after another chunk.
     held = bytearray(b'\r\n')
+    longest_line = len(held) + max_header_length
     remaining = 0  # of the chunk's data
     count = 0
     in_trailers = False
@@ -680,7 +681,7 @@ def chunked_decoder(max_header_length):
         pieces = [data[:at]] if at else []
         while at <= length:
             end = data.find(b'\n', at + 2) + 1
-            if not end or end - at > max_header_length:
+            if not end or end - at > longest_line:
                 held = bytearray(data[at:])
                 check_begun_line()
                 break
@@ -699,7 +700,7 @@ def chunked_decoder(max_header_length):
     def check_begun_line():
         if not b'\r\n'.startswith(bytes(held[:2])):
             raise HttpProtocolError(f'A chunk must end in CRLF, got {bytes(held[:2])!r:.100}')
-        if len(held) > max_header_length:
+        if len(held) > longest_line:
             raise too_long('chunk-size line')
 
     def end_of_trailers(data):
