@@ -472,11 +472,10 @@ def list_members(values):
 
 def parse_length(digits):
     """A content-length as int; None if it is not ASCII digits of at most 2^63 − 1"""
-    if len(digits) > 19:
-        digits = digits.lstrip(b'0') or digits[-1:]
-    # No sign, blank or underscore, all of which `int` takes; of 5,000 digits it would raise a bare ValueError in some
-    # Pythons, and take quadratic time in others.
-    if not digits.isdigit() or len(digits) > 19:
+    if not digits.isdigit():  # no sign, blank or underscore, all of which `int` takes
+        return None
+    digits = digits.lstrip(b'0') or b'0'
+    if len(digits) > 19:  # of 5,000 digits `int` raises in some Pythons, and takes quadratic time in others
         return None
     length = int(digits)
     return length if length <= MAX_LENGTH else None
@@ -679,7 +678,7 @@ def chunked_decoder(max_header_length):
         length = len(data)
         at = remaining  # where the next chunk-size line begins; if beyond the data, these are all of the chunk
         pieces = [data[:at]] if at else []
-        while at <= length:
+        while at < length:
             end = data.find(b'\n', at + 2) + 1
             if not end or end - at > longest_line:
                 held = bytearray(data[at:])

@@ -1659,7 +1659,10 @@ class TestLimits(MessageTestCase):
                         await self.assert_too_long(name, wire)
             await self.assert_too_long((what, 'endless'), chunked_response(before, b'5;', b'x' * self.LIMIT * 20),
                                        begin + len(before))
-        # The lines are bounded each, not together, and the data not at all.
+        # The lines are bounded each, not together, and the data not at all. Nor is any but the shortest remembered.
+        lowhaio.chunk_size.cache_clear()
+        await self.assert_within('extended', chunked_response(b'1;' + b'x' * 99 + b'\r\n!\r\n', LAST_CHUNK), b'!')
+        self.assertEqual(lowhaio.chunk_size.cache_info().currsize, 1)  # that of the last chunk
         count = self.LIMIT
         await self.assert_within('many lines', chunked_response(b'1;abc\r\n!\r\n' * count, LAST_CHUNK), b'!' * count)
         size = self.LIMIT * 20

@@ -36,9 +36,16 @@ SECONDS = 90
 # error's sentence is not run at all: see `is_of_sentence`.
 EXPLAINED = (
     (r'len\(digits\) >=? (19|20)', 'bounds the work before `int`: MAX_LENGTH judges the number'),
-    (r'lines\[', 'which line of a malformed head the error shows'),
-    (r'searched = max\(1,', 'an empty line at the beginning is found before, without searching'),
+    (r'XX0XX\'\) or', 'digits alone are left, of which none is an X'),
+    (r'XX \\tXX|XX \\t"XX', 'the members are in lower case: none has an X'),
+    (r'^length = None$|len\(lengths\) >= 1', 'one length is taken for a list of one: slower, no more'),
+    (r'lines\[|^lines = ', 'which line of a malformed head the error shows'),
+    (r'searched = (1|max\(1,)', 'an empty line at the beginning is found, or refused, without searching'),
     (r'_searched = max\(', 'searches a byte more, or again: `\\n\\r?\\n` begins at none of them'),
+    (r'^in_trailers = None$', 'as false as False'),
+    (r'while at <= length', 'at the end of the data, where it finds no line'),
+    (r'chunk_size\.__wrapped__', 'which sizes are looked up, and which parsed: the same'),
+    (r'^count (=|-=) len\(payload\)', 'what an error says of how much came'),
 )
 
 
