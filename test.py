@@ -1670,15 +1670,14 @@ class TestLimits(MessageTestCase):
                                  b'x' * size)
 
     async def test_the_trailers_are_bounded_together(self):
-        slack = 4
         begin = len(chunked_response(b'5\r\nhello\r\n0\r\n'))
 
         def response(trailers):
             return chunked_response(b'5\r\nhello\r\n0\r\n', trailers, b'\r\n')
 
-        await self.assert_within('one', response(b'a: ' + b'x' * (self.LIMIT - 7 - slack) + b'\r\n'), b'hello')
-        await self.assert_too_long('one', response(b'a: ' + b'x' * (self.LIMIT - 7 + slack) + b'\r\n'))
-        await self.assert_within('many', response(b'a: b\r\n' * ((self.LIMIT - slack) // 6)), b'hello')
+        await self.assert_within('one', response(b'a: ' + b'x' * (self.LIMIT - 7) + b'\r\n'), b'hello')
+        await self.assert_too_long('one', response(b'a: ' + b'x' * (self.LIMIT - 6) + b'\r\n'))
+        await self.assert_within('many', response(b'a: b\r\n' * ((self.LIMIT - 2) // 6)), b'hello')
         await self.assert_within('surplus after them', response(b'a: b\r\n') + b'x' * self.LIMIT * 20, b'hello')
         await self.assert_too_long('many', response(b'a: b\r\n' * (self.LIMIT // 6 + 1)))
         for what, trailers in (

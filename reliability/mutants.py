@@ -41,9 +41,11 @@ EXPLAINED = (
     (r'^length = None$|len\(lengths\) >= 1', 'one length is taken for a list of one: slower, no more'),
     (r'lines\[|^lines = ', 'which line of a malformed head the error shows'),
     (r'searched = (1|max\(1,)', 'an empty line at the beginning is found, or refused, without searching'),
-    (r'_searched = max\(', 'searches a byte more, or again: `\\n\\r?\\n` begins at none of them'),
+    (r'searched = max\(', 'searches a byte more, or again: `\\n\\r?\\n` begins at none of them'),
     (r'^in_trailers = None$', 'as false as False'),
     (r'while at <= length', 'at the end of the data, where it finds no line'),
+    (r'^if len\(held\) >= longest_line', 'a line that fills its bound and has not ended will exceed it'),
+    (r'^trailers = FOLD\.sub', 'trailers are judged, and skipped'),
     (r'chunk_size\.__wrapped__', 'which sizes are looked up, and which parsed: the same'),
     (r'^count (=|-=) len\(payload\)', 'what an error says of how much came'),
 )
