@@ -598,9 +598,10 @@ def asks_to_close(named):
 
 
 def persists(version, named):
-    """Whether the connection of this response may carry another request. RFC 9112 §9.3"""
+    """Whether the connection of this response may carry another request. RFC 9112 §9.3, §6.1"""
     return not asks_to_close(named) and (
-        version == b'1.1' or b'keep-alive' in list_members(named.get(b'connection', ())))
+        version == b'1.1' or
+        b'keep-alive' in list_members(named.get(b'connection', ())) and b'transfer-encoding' not in named)
 
 
 def server_keep_alive(named):
@@ -666,7 +667,7 @@ def chunked_decoder(max_header_length):
         nonlocal held, remaining, count, in_trailers
         if not data:
             raise HttpConnectionClosedError(f'The connection was closed early: got {count} bytes of a chunked body, '
-                                            'but not its last chunk')
+                                            'but not its end')
         if in_trailers:
             return b'', end_of_trailers(data)
         if held:
@@ -1052,6 +1053,7 @@ def tls_connection(inner, tls, incoming, outgoing, recv_bufsize):
     is_writable = True
     received = None
     is_over = False               # close_notify came
+    was_written = False
     failure = None                # makes the error by which TLS failed: asked again, OpenSSL may speak of a good end
     begun, missing = b'', 0       # the header of a record received in part, and how much of a record is to come
 
@@ -1147,7 +1149,8 @@ def tls_connection(inner, tls, incoming, outgoing, recv_bufsize):
         return take_received()
 
     async def write(view):
-        nonlocal taken, received
+        nonlocal taken, received, was_written
+        was_written = True
         while received is None:
             try:
                 taken = taken or tls.write(view)
@@ -1174,8 +1177,8 @@ def tls_connection(inner, tls, incoming, outgoing, recv_bufsize):
                 return data
             data = inner.poll()
             if not data:
-                # In the middle of a record something is to come that was sent before.
-                return b'' if begun or missing else data
+                # In the middle of a record something is to come that was sent before: a ticket, after a handshake.
+                return b'' if was_written and (begun or missing) else data
             feed(data)
 
     def close(last=b''):
@@ -1548,15 +1551,18 @@ def Pool(
         loop, pid, resolve, clear_cache = running_loop, os.getpid(), None, None
 
     async def attempt(message, upload, connection, reused):
-        """Sends the request on this connection, which is silent, or on another if it is not so before the first byte"""
+        """Sends the request on this connection, or on another if it is not open and silent before the first byte"""
         reader = HeadReader(max_header_length)
         try:
             try:
                 if upload is not None and not message.expects:
                     await upload.begin()  # which may take long
-                    if connection.poll() is not None:
-                        connection.close()
-                        connection, reused = await replacement(message.key, upload)
+                # What comes before the request is no answer to it: taken for one, each answer would be that of the
+                # request before.
+                received = connection.poll()
+                while received is not None:
+                    connection, reused = await replacement(connection, reused, received, message.key, upload)
+                    received = connection.poll()
                 sent_all = await exchange(connection, reader, message, upload, expect_timeout)
             finally:
                 if upload is not None:
@@ -1585,19 +1591,32 @@ def Pool(
                 tagged(error, reused, reader.answered)
             raise
 
-    async def replacement(key, upload):
-        """What `take` gives, after the body has made its first piece"""
+    async def replacement(connection, reused, received, key, upload):
+        """What `take` gives, instead of a connection that is not open and silent; for a fresh one there is none"""
         try:
+            if not reused:
+                await refuse(connection, received, key)
+            connection.close()
             return await take(key)
         except HttpConnectionError as error:
-            if upload.is_replayable():
+            if upload is None or upload.is_replayable():
                 raise
             # After an HttpConnectionError even a generator is untouched; this one is begun.
             raise HttpConnectionClosedError(f'The connection was closed while the body made its first piece, and '
                                             f'there is no other: {error}') from error
 
+    async def refuse(connection, received, key):
+        """Raises the HttpConnectionError for a fresh connection that ended, or had something sent on it, unasked"""
+        _, host, port = key
+        try:
+            received = received or await connection.read()
+        except OSError as error:  # TLS knows why it ended
+            raise HttpConnectionError(f'{host} port {port} failed before the request: {describe(error)}') from error
+        what = f'sent {received!r:.100}' if received else 'closed the connection'
+        raise HttpConnectionError(f'{host} port {port} {what} before the request')
+
     async def take(key):
-        """(connection, whether it is a reused one): it is open and silent at this moment"""
+        """(connection, whether it is a reused one)"""
         _, host, _ = key
         while key in idle:
             connection = idle[key][-1]
@@ -1612,7 +1631,7 @@ def Pool(
                 is_current = address in current
             forget(key, connection)
             connection.watch(None)
-            if is_current and connection.expires_at > idle_clock() and connection.poll() is None:
+            if is_current and connection.expires_at > idle_clock():
                 return connection, True
             connection.close()
         return await open_connection(key), False

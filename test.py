@@ -3814,10 +3814,12 @@ class TlsTest(ConnectionTestCase):
                 CA.configure_trust(context)
                 port = self.serve(answering(reply_of()), tls=context)
                 request, _ = self.pool(get_ssl_context=client_context)
-                with self.assertRaises(HttpTlsError if version == '1.2' else HttpDataError) as caught:
+                # With TLS 1.3 the alert comes after the handshake: before the first byte is sent, or after it.
+                classes = HttpTlsError if version == '1.2' else (HttpDataError, HttpConnectionError)
+                with self.assertRaises(classes) as caught:
                     await self.text(request, port, scheme='https', method=b'POST', body=streamed(b'x' * 100))
                 self.assertGreater(len(str(caught.exception)), 10)
-                if version == '1.3':
+                if isinstance(caught.exception, HttpDataError):
                     self.assertEqual((caught.exception.reused, caught.exception.answered), (False, False))
                 self.assertIsNotNone(caught.exception.__cause__)
 
@@ -5560,6 +5562,61 @@ class ResizedBody:
 
 class TestFoundInReview(ConnectionTestCase):
     """What readers of the code found, by their scripts"""
+
+    async def test_what_comes_on_a_fresh_connection_before_the_request_is_no_answer(self):
+        def greets(peer):
+            peer.send(OK + b'content-length: 5\r\n\r\nstray')
+            got.put(peer.read_to_close())
+
+        def closes(peer):
+            pass
+
+        async def connect(*args):
+            connection = await lowhaio.connect_directly(*args)
+            await asyncio.sleep(0.05)  # as the handshake of a proxy may take
+            return connection
+
+        expects = ((b'expect', b'100-continue'),)
+        for tls, (script, seen) in itertools.product(
+                (None, *(configure(server_context()) for _, configure in tls_versions())),
+                ((greets, 'stray'), (closes, 'closed'))):
+            for method, headers, body in (
+                    (b'GET', (), None), (b'HEAD', (), None), (b'POST', (), None), (b'POST', (), streamed(b'x')),
+                    (b'PUT', (), streamed(b'x')), (b'PUT', expects, streamed(b'x'))):
+                with self.subTest((tls is not None, script.__name__, method, headers)):
+                    got = queue.Queue()
+                    url = '{}://127.0.0.1:{}/'.format('https' if tls else 'http', self.serve(script, tls=tls))
+                    request, _ = self.pool(connect=connect, get_ssl_context=client_context)
+                    accepted = self.accepted
+                    error = await self.raises(
+                        HttpConnectionError, request(method, url, headers=headers, body=body))
+                    self.assertIs(type(error), HttpConnectionError)
+                    self.assertIn(seen, str(error))
+                    self.assertEqual(self.accepted, accepted + 1)
+                    if script is greets:
+                        self.assertEqual(await in_thread(got.get, True, PATIENCE), b'')
+        # A generator that made its first piece is spent, which an HttpConnectionError would deny.
+        request, _ = self.pool(connect=connect)
+        url = 'http://127.0.0.1:{}/'.format(self.serve(closes))
+        error = await self.raises(HttpConnectionClosedError, request(b'PUT', url, body=CountedBody(b'x')()))
+        self.assertEqual((error.reused, error.answered), (False, False))
+
+    async def test_why_tls_ended_before_the_request_is_said(self):
+        def script(peer):
+            tls = ManualTls(peer, server_context())
+            tls.handshake()
+            peer.send(b'\x17\x03\x03\x00\x20' + bytes(32))
+            peer.read_to_close()
+
+        async def connect(*args):
+            connection = await lowhaio.connect_directly(*args)
+            await asyncio.sleep(0.05)
+            return connection
+
+        request, _ = self.pool(connect=connect, get_ssl_context=client_context)
+        error = await self.raises(HttpConnectionError, self.text(request, self.serve(script), scheme='https'))
+        self.assertIsInstance(error.__cause__, ssl.SSLError)
+        self.assertIn(str(error.__cause__), str(error))
 
     async def test_the_callers_buffer_is_let_go_of_before_its_body_is_closed(self):
         for what, script, tls, fields, expected in (

@@ -427,7 +427,10 @@ CASES = (
     *group('no content in HTTP/1.0', b'HTTP/1.0 204 X\r\n%b\r\n',
            (b'', answer(b'', b'204', kept=False)),
            (b'connection: keep-alive\r\n', answer(b'', b'204')),
-           (b'transfer-encoding: chunked\r\n', answer(b'', b'204', kept=False))),
+           (b'transfer-encoding: chunked\r\n', answer(b'', b'204', kept=False)),
+           # RFC 9112 §6.1: it cannot know the field, and so may have sent what it takes for a body.
+           *((b'connection: keep-alive\r\n' + field, answer(b'', b'204', kept=False)) for field in (
+               b'transfer-encoding: chunked\r\n', b'transfer-encoding:\r\n', b'Transfer-Encoding: x\r\n'))),
     # RFC 9110 §15.3.6 has 205 sent without content, but frames it like any other.
     *group('205', b'HTTP/1.1 205 Reset Content\r\n%b',
            (b'content-length: 0\r\n\r\n', answer(b'', b'205')),
@@ -623,7 +626,7 @@ def judged(method, wire, orderly):
         require(orderly)
         body, at, until_close = wire[at:], len(wire), True
     options = [option.lower() for option in members(fields, b'connection')]
-    persists = b'close' not in options and (version != b'HTTP/1.0' or b'keep-alive' in options)
+    persists = b'close' not in options and (version != b'HTTP/1.0' or b'keep-alive' in options and not codings)
     return Answer(code, fields, body, persists and not until_close and at == len(wire))
 
 

@@ -130,7 +130,8 @@ def _judge(verdict, method, wire, limit):
     verdict.at = end + (kind == 'close')
     verdict.persists = (
         kind != 'close' and end == len(wire) and b'close' not in options and
-        (version != b'HTTP/1.0' or b'keep-alive' in options) and
+        (version != b'HTTP/1.0' or
+         b'keep-alive' in options and not any(name == b'transfer-encoding' for name, _ in headers)) and
         # It is kept for a second less than the server says.
         not any(seconds.lstrip(b'0') in (b'', b'1') for seconds in _timeouts(headers)[:1])
     )
@@ -566,9 +567,10 @@ def responses(draw):
         for interim in draw(choose((), (), (b'100',), (b'103', b'100'), (b'102', b'199', b'100')))
     )
     surplus = draw(choose(*(b'',) * 9, b'\r\n', b'HTTP/1.1 200 OK\r\n\r\n')) if kind != 'close' else b''
+    is_faulty = version == b'HTTP/1.0' and any(name == b'transfer-encoding' for name, _ in framing)
     wire = interim + head(draw, version, code, fields) + content + surplus
     return Made(method, wire, code, tuple(fields), body,
-                persists[version == b'HTTP/1.0'] and kind != 'close' and not surplus)
+                persists[version == b'HTTP/1.0'] and kind != 'close' and not surplus and not is_faulty)
 
 
 # -------- Mutations of them
