@@ -80,7 +80,8 @@ class HttpDataError(HttpError):
     """Something of the request was, or may have been, sent
 
     `reused` says whether the connection had carried a request before this one, `answered` whether any byte of the
-    response had arrived: (True, False) is what a server that closes an idle connection looks like.
+    response had arrived, over TLS in a whole record: (True, False) is what a server that closes an idle connection
+    looks like.
     """
     reused = False
     answered = False
@@ -139,8 +140,8 @@ def streamed(data):
         raise HttpRequestError('streamed() takes bytes, got str: encode it first')
     try:
         memoryview(data)
-    except TypeError as error:
-        raise HttpRequestError(f'streamed() takes bytes, got {type(data).__name__}') from error
+    except (TypeError, ValueError) as error:  # the latter where it was released, or closed
+        raise HttpRequestError(f'streamed() takes bytes, got {type(data).__name__}: {error}') from error
     return _Streamed(data)
 
 
@@ -151,8 +152,7 @@ class _Streamed:
         self._data = data
 
     async def __aiter__(self):
-        if len(self._data):
-            yield self._data
+        yield self._data
 
 
 async def buffered(body):
@@ -393,8 +393,8 @@ class Upload:
                 return None
             try:
                 piece = memoryview(piece).cast('B') or b''
-            except TypeError as error:
-                raise HttpBodyError(f'The body must give bytes, got {type(piece).__name__}') from error
+            except (TypeError, ValueError) as error:
+                raise HttpBodyError(f'The body must give bytes, got {type(piece).__name__}: {error}') from error
         self._count += len(piece)
         if self._length is not None and self._count > self._length:
             piece = None
@@ -407,6 +407,7 @@ class Upload:
         if not hasattr(iterable, '__aiter__'):
             if asyncio.iscoroutine(iterable):
                 iterable.close()  # or it would warn that it was never awaited
+            self.in_callers_code = False
             raise HttpBodyError('The body\'s function must return an async iterable of bytes, got '
                                 f'{type(iterable).__name__}')
         iterator = iterable.__aiter__()
@@ -804,7 +805,8 @@ class ResponseBody:
 class Connection:
     """The functions by which bytes move, the same over TCP, TLS, and TLS inside TLS
 
-    - `await read(timeout=None)`: received bytes; b'' at the end. For one task at a time.
+    - `await read(ends_at=None)`: what was received, as bytes; b'' at the end. For one task at a time. `ends_at`, of
+      `time.monotonic`, is for a wait shorter than the timeout of each.
     - `await write(view)`: how many bytes were taken; 0 if something was received instead: `read` it, and then write
       *the same* view again.
     - `poll()`: what was received, without waiting: None for nothing, b'' at the end.
@@ -942,7 +944,7 @@ def socket_connection(loop, sock, socket_timeout, recv_bufsize):
         data, received = received, None
         return data
 
-    async def read(timeout=None):
+    async def read(ends_at=None):
         nonlocal waiter, is_asked, calls
         if received is not None:
             return take_received()
@@ -957,7 +959,7 @@ def socket_connection(loop, sock, socket_timeout, recv_bufsize):
                 listen()
         is_asked = False
         try:
-            return await wait(timeout or socket_timeout)
+            return await wait(socket_timeout if ends_at is None else max(0.001, ends_at - time.monotonic()))
         finally:
             waiter = None
 
@@ -1050,7 +1052,7 @@ def tls_connection(inner, tls, incoming, outgoing, recv_bufsize):
     """
     ciphertext = memoryview(b'')  # of `outgoing`, on its way
     taken = 0                     # bytes of the caller's view that TLS has taken, but `inner` has not
-    is_writable = True
+    write_failure = None          # makes the error by which `inner` failed to send
     received = None
     is_over = False               # close_notify came
     was_written = False
@@ -1111,13 +1113,15 @@ def tls_connection(inner, tls, incoming, outgoing, recv_bufsize):
 
     async def flush():
         """Whether all that TLS has to send is sent; False if something was received instead"""
-        nonlocal ciphertext, is_writable, received
-        while is_writable and (ciphertext or outgoing.pending):
+        nonlocal ciphertext, write_failure, received
+        while ciphertext or outgoing.pending:
+            if write_failure is not None:
+                raise write_failure()
             ciphertext = ciphertext or memoryview(outgoing.read())
             try:
                 sent = await inner.write(ciphertext)
-            except OSError:
-                is_writable = False
+            except OSError as error:
+                write_failure = functools.partial(type(error), *error.args)
                 raise
             ciphertext = ciphertext[sent:]
             if not sent:
@@ -1125,6 +1129,8 @@ def tls_connection(inner, tls, incoming, outgoing, recv_bufsize):
                 received = decrypt() if received is None else received
                 if received is not None:
                     return False
+                if outgoing.pending > 4 * MAX_WRITE:  # or key updates would pile up answers, which it does not take
+                    raise ssl.SSLError('the peer sends what TLS must answer, but takes no answers')
         return True
 
     def take_received():
@@ -1132,7 +1138,7 @@ def tls_connection(inner, tls, incoming, outgoing, recv_bufsize):
         data, received = received, None
         return data
 
-    async def read(timeout=None):
+    async def read(ends_at=None):
         nonlocal received
         while received is None:
             received = decrypt()
@@ -1142,22 +1148,26 @@ def tls_connection(inner, tls, incoming, outgoing, recv_bufsize):
                 await flush()  # the answer to a key update or a renegotiation, or the rest of a record
             except OSError as error:
                 # The peer takes nothing more; what it has sent before is there all the same.
-                if is_writable or is_timeout(error):
+                if write_failure is None or is_timeout(error):
                     raise
             if received is None:
-                feed(untruncated(await inner.read(timeout)))
+                if ends_at is not None and time.monotonic() > ends_at:  # records without data can go on for ever
+                    raise socket.timeout('nothing came in time')
+                feed(untruncated(await inner.read(ends_at)))
         return take_received()
 
     async def write(view):
         nonlocal taken, received, was_written
         was_written = True
         while received is None:
+            received = decrypt()  # what is in hand already, the socket would never tell
+            if received is not None:
+                break
             try:
                 taken = taken or tls.write(view)
             except ssl.SSLWantReadError:  # the peer renegotiates, as TLS 1.2 may
                 if await flush():  # pragma: no branch -- else data came while this handshake's bytes were blocked
                     feed(untruncated(await inner.read()))
-                    received = decrypt()
                 continue
             if not await flush():
                 break
@@ -1168,7 +1178,9 @@ def tls_connection(inner, tls, incoming, outgoing, recv_bufsize):
     def poll():
         if received is not None:
             return take_received()
-        while True:
+        # A ticket, or a key update, is no data; but a peer that sends them for ever must not hold the event loop.
+        fed = 0
+        while fed < MAX_WRITE:
             try:
                 data = decrypt()
             except OSError:
@@ -1180,6 +1192,8 @@ def tls_connection(inner, tls, incoming, outgoing, recv_bufsize):
                 # In the middle of a record something is to come that was sent before: a ticket, after a handshake.
                 return b'' if was_written and (begun or missing) else data
             feed(data)
+            fed += len(data)
+        return b''
 
     def close(last=b''):
         if ciphertext:
@@ -1351,7 +1365,7 @@ async def await_continue(connection, reader, expect_timeout):
     ends_at = time.monotonic() + expect_timeout
     while reader.response is None and not reader.continued and time.monotonic() < ends_at:
         try:
-            reader.feed(await connection.read(max(0.001, ends_at - time.monotonic())))
+            reader.feed(await connection.read(ends_at))
         except OSError as error:
             if not is_timeout(error):
                 raise data_error(error, 'waiting for 100 Continue') from error
@@ -1524,11 +1538,12 @@ def Pool(
             return
         owner.is_open = False
         if loop is not None and pid == os.getpid() and runs_elsewhere(loop):
-            # What is idle is of the loop's own thread. Not in the task alone: cancelled at once, it does nothing.
-            loop.call_soon_threadsafe(functools.partial(drop_idle, orderly=True))
-            asyncio.run_coroutine_threadsafe(close_here(), loop)
-        else:
-            await close_here()
+            with contextlib.suppress(RuntimeError):  # the loop was closed in between
+                # What is idle is of the loop's own thread. Not in the task alone: cancelled at once, it does nothing.
+                loop.call_soon_threadsafe(functools.partial(drop_idle, orderly=True))
+                asyncio.run_coroutine_threadsafe(close_here(), loop)
+                return
+        await close_here()
 
     async def close_here():
         drop_idle(orderly=True)

@@ -8,6 +8,7 @@ import asyncio
 import builtins
 import collections
 import contextlib
+import ctypes
 import datetime
 import errno
 import functools
@@ -18,6 +19,7 @@ import inspect
 import ipaddress
 import itertools
 import logging
+import mmap
 import os
 import queue
 import re
@@ -5177,6 +5179,9 @@ class TestTlsInMemory(AsyncTestCase):
             await connection.write(memoryview(b'upload'))
         peer.server.write(b'answer')
         self.assertEqual(await connection.read(), b'answer')
+        for _ in range(2):  # what failed is not sent, and not said to be
+            with self.assertRaises(BrokenPipeError):
+                await connection.write(memoryview(b'more'))
         connection.close()
         self.assertEqual(peer.closed_with, b'')  # nothing in the middle of a record
 
@@ -5562,6 +5567,33 @@ class ResizedBody:
 
 class TestFoundInReview(ConnectionTestCase):
     """What readers of the code found, by their scripts"""
+
+    async def test_a_piece_that_was_released_or_closed_is_an_error_of_the_body(self):
+        released = memoryview(b'x')
+        released.release()
+        closed = mmap.mmap(-1, 10)
+        closed.close()
+        for piece in (released, closed):
+            with self.subTest(type(piece).__name__):
+                request, _ = self.pool()
+                url = 'http://127.0.0.1:{}/'.format(self.serve(lambda peer: peer.read_to_close()))
+                self.assertRaises(HttpRequestError, streamed, piece)
+                error = await self.raises(HttpBodyError, request(b'PUT', url, body=CountedBody(piece)))
+                self.assertIn('released' if piece is released else 'closed', str(error))
+        for piece, sent in ((ctypes.c_int(5), bytes(ctypes.c_int(5))), (array.array('H', (1, 2)), b'\1\0\2\0')):
+            with self.subTest(type(piece).__name__):
+                request, _ = self.pool()
+                port = self.serve(reply_after_body(len(sent)))
+                headers = ((b'content-length', b'%d' % len(sent)),)
+                await self.text(request, port, method=b'PUT', headers=headers, body=streamed(piece))
+
+    async def test_what_a_bodys_function_returns_is_told_of_a_reused_connection(self):
+        request, _ = self.pool()
+        url = 'http://127.0.0.1:{}/'.format(self.serve(*numbered()))
+        for reused in (False, True):
+            error = await self.raises(HttpBodyError, request(b'PUT', url, body=lambda: None))
+            self.assertEqual((error.reused, error.answered), (reused, False))
+            await request(b'GET', url)
 
     async def test_what_comes_on_a_fresh_connection_before_the_request_is_no_answer(self):
         def greets(peer):
