@@ -649,7 +649,7 @@ def chunk_size(line):
     """The size that a chunk-size line says, the CRLF before it included, which ends another chunk. RFC 9112 §7.1"""
     match = is_chunk_size_line(line)
     if not match:
-        raise HttpProtocolError(f'A chunk must end in CRLF, and its size be 1 to 16 hexadecimal digits, with CRLF '
+        raise HttpProtocolError('A chunk must end in CRLF, and its size be 1 to 16 hexadecimal digits, with CRLF '
                                 f'after them, or after a `;` and more: got {line!r:.100}')
     return int(match.group(1), 16)
 

@@ -5565,6 +5565,12 @@ class ResizedBody:
         self.is_closed = True
 
 
+async def connect_slowly(*args):
+    connection = await lowhaio.connect_directly(*args)
+    await asyncio.sleep(0.05)  # as the handshake of a proxy may take
+    return connection
+
+
 class TestFoundInReview(ConnectionTestCase):
     """What readers of the code found, by their scripts"""
 
@@ -5603,11 +5609,6 @@ class TestFoundInReview(ConnectionTestCase):
         def closes(peer):
             pass
 
-        async def connect(*args):
-            connection = await lowhaio.connect_directly(*args)
-            await asyncio.sleep(0.05)  # as the handshake of a proxy may take
-            return connection
-
         expects = ((b'expect', b'100-continue'),)
         for tls, (script, seen) in itertools.product(
                 (None, *(configure(server_context()) for _, configure in tls_versions())),
@@ -5618,7 +5619,7 @@ class TestFoundInReview(ConnectionTestCase):
                 with self.subTest((tls is not None, script.__name__, method, headers)):
                     got = queue.Queue()
                     url = '{}://127.0.0.1:{}/'.format('https' if tls else 'http', self.serve(script, tls=tls))
-                    request, _ = self.pool(connect=connect, get_ssl_context=client_context)
+                    request, _ = self.pool(connect=connect_slowly, get_ssl_context=client_context)
                     accepted = self.accepted
                     error = await self.raises(
                         HttpConnectionError, request(method, url, headers=headers, body=body))
@@ -5628,7 +5629,7 @@ class TestFoundInReview(ConnectionTestCase):
                     if script is greets:
                         self.assertEqual(await in_thread(got.get, True, PATIENCE), b'')
         # A generator that made its first piece is spent, which an HttpConnectionError would deny.
-        request, _ = self.pool(connect=connect)
+        request, _ = self.pool(connect=connect_slowly)
         url = 'http://127.0.0.1:{}/'.format(self.serve(closes))
         error = await self.raises(HttpConnectionClosedError, request(b'PUT', url, body=CountedBody(b'x')()))
         self.assertEqual((error.reused, error.answered), (False, False))
@@ -5640,12 +5641,7 @@ class TestFoundInReview(ConnectionTestCase):
             peer.send(b'\x17\x03\x03\x00\x20' + bytes(32))
             peer.read_to_close()
 
-        async def connect(*args):
-            connection = await lowhaio.connect_directly(*args)
-            await asyncio.sleep(0.05)
-            return connection
-
-        request, _ = self.pool(connect=connect, get_ssl_context=client_context)
+        request, _ = self.pool(connect=connect_slowly, get_ssl_context=client_context)
         error = await self.raises(HttpConnectionError, self.text(request, self.serve(script), scheme='https'))
         self.assertIsInstance(error.__cause__, ssl.SSLError)
         self.assertIn(str(error.__cause__), str(error))
