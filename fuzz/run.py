@@ -1,4 +1,7 @@
-"""Fuzzes lowhaio, and says how often: python -m fuzz.run [response|request] [--seconds N] [--keep FOLDER]
+"""Fuzzes lowhaio, and says how often it was executed
+
+    python -m fuzz.run [response|request] [--seconds N] [--keep FOLDER]
+    python -m fuzz.run [response|request] --executions N    # the same ones each time
 
 A finding is saved as `fuzz/found-*`, and the exit code is not 0; `--play FILE` plays it again.
 """
@@ -25,6 +28,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('target', choices=('response', 'request'), nargs='?', default='response')
     parser.add_argument('--seconds', type=int, default=900)
+    parser.add_argument('--executions', type=int, help='how many, and from one seed, instead of until a time')
     parser.add_argument('--keep', help='a folder, in which what adds coverage is kept')
     parser.add_argument('--play', help='a file, which is played alone')
     options = parser.parse_args()
@@ -36,13 +40,14 @@ def main():
         arguments = [options.play] if options.play else [
             kept, os.path.join(HERE, 'corpus', options.target), '-dict=' + dictionary,
             '-max_len=500', '-len_control=0', '-use_value_profile=1', '-timeout=60', '-report_slow_units=60',
-            '-max_total_time={}'.format(options.seconds), '-print_final_stats=1',
-            '-artifact_prefix=' + os.path.join(HERE, 'found-'),
-        ]
+            '-print_final_stats=1', '-artifact_prefix=' + os.path.join(HERE, 'found-'),
+        ] + (['-seed=1', '-runs={}'.format(options.executions)] if options.executions else
+             ['-max_total_time={}'.format(options.seconds)])
         # In a process of its own: libFuzzer ends it without a cleaning up.
         fuzzer = subprocess.Popen(
             [sys.executable, '-m', 'fuzz.targets', options.target] + arguments,
-            stderr=subprocess.PIPE, universal_newlines=True, errors='replace', env=dict(os.environ, TMPDIR=folder))
+            stderr=subprocess.PIPE, universal_newlines=True, errors='replace',
+            env=dict(os.environ, TMPDIR=folder, **{'PYTHONHASHSEED': '1'} if options.executions else {}))
         executions = 0
         for line in fuzzer.stderr:
             sys.stderr.write(line)
