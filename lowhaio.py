@@ -33,6 +33,10 @@ __all__ = (
 
 # What one write hands to the kernel, or to TLS, at most: a MemoryBIO holds a second copy of it.
 MAX_WRITE = 65536
+# Bytes of a record's content at most. RFC 8446 §5.1
+MAX_RECORD = 16384
+# Bytes of TLS records without data in a row: tickets, and key updates, of which so many take 30 ms.
+MAX_BARREN = 65536
 # How many reads, or writes, may follow each other without a turn of the event loop, where none of them blocks: other
 # tasks must run, and an early answer be noticed.
 CALLS_A_TURN = 16
@@ -1057,18 +1061,37 @@ def tls_connection(inner, tls, incoming, outgoing, recv_bufsize):
     is_over = False               # close_notify came
     was_written = False
     failure = None                # makes the error by which TLS failed: asked again, OpenSSL may speak of a good end
-    begun, missing = b'', 0       # the header of a record received in part, and how much of a record is to come
+    queue, given = b'', 0         # what was received, and how much of it was given to TLS
+    missing = 0                   # bytes to come of the record that was given in part
+    barren = 0                    # bytes given since there was data
 
     def feed(data):
-        nonlocal begun, missing
-        incoming.write(data)
-        data = begun + data
-        at = missing
-        while len(data) >= at + 5:
-            at += 5 + int.from_bytes(data[at + 3:at + 5], 'big')  # RFC 8446 §5.1
-        begun, missing = data[at:], max(0, at - len(data))
+        nonlocal queue, given
+        queue, given = queue[given:] + data, 0
+        advance()
+
+    def advance():
+        """Gives TLS the next whole records, or what there is of one; whether there was anything"""
+        nonlocal queue, given, missing, barren
+        # Not all at once: a MemoryBIO keeps its largest size. An idle connection, after a MiB: 127 KiB instead of 429.
+        at, end, size = given, given + missing, len(queue)
+        while end <= size:
+            at = end
+            if at - given >= MAX_RECORD or size - at < 5:
+                break
+            end += 5 + (queue[at + 3] << 8) + queue[at + 4]  # RFC 8446 §5.1
+        if at > given:
+            missing = 0
+        elif end > size:
+            at, missing = size, end - size
+        count = at - given
+        barren += count
+        incoming.write(queue if count == size else memoryview(queue)[given:at])
+        queue, given = (queue, at) if size - at >= 5 else (queue[at:], 0)
+        return count > 0
 
     async def handshake(host):
+        nonlocal barren
         is_done = False
         while not is_done:
             try:
@@ -1083,33 +1106,38 @@ def tls_connection(inner, tls, incoming, outgoing, recv_bufsize):
                 ssl.match_hostname(tls.getpeercert(), host)
                 is_done = True
             await flush()  # what it leaves is sent before all else
-            if not is_done:
+            if not is_done and not advance():
                 feed(untruncated(await inner.read()))
+        barren = 0
 
     def decrypt():
         """What TLS has in hand: None if it wants more, b'' after close_notify"""
-        nonlocal failure, is_over
-        if failure is not None:
-            raise failure()
+        nonlocal failure, is_over, barren
         pieces = []
         size = 0
         # Asked when nothing is there it raises SSLWantReadError: 2 µs, and thrice in a small exchange.
-        while size < recv_bufsize and (incoming.pending or tls.pending()):
+        while failure is None and size < recv_bufsize and (incoming.pending or tls.pending() or queue and advance()):
             try:
                 piece = tls.read(recv_bufsize - size)
             except ssl.SSLWantReadError:
-                break
+                if barren > MAX_BARREN:
+                    failure = functools.partial(
+                        ssl.SSLError, ssl.SSL_ERROR_SSL, f'{barren} bytes came in records without data')
+                continue
             except ssl.SSLError as error:
                 failure = functools.partial(type(error), *error.args)  # not the error itself: it holds its frame
-                if pieces:  # what came before the error is good; it is raised the next time
-                    break
-                raise
+                continue
             if not piece:
                 is_over = True
                 break
+            barren = 0
             pieces.append(piece)
             size += len(piece)
-        return b''.join(pieces) if pieces or is_over else None
+        if pieces:  # what came before a failure is good: it is raised the next time
+            return b''.join(pieces)
+        if failure is not None:
+            raise failure()
+        return b'' if is_over else None
 
     async def flush():
         """Whether all that TLS has to send is sent; False if something was received instead"""
@@ -1126,11 +1154,11 @@ def tls_connection(inner, tls, incoming, outgoing, recv_bufsize):
             ciphertext = ciphertext[sent:]
             if not sent:
                 feed(untruncated(await inner.read()))
+                if outgoing.pending > MAX_WRITE:  # or key updates would pile up answers
+                    raise ssl.SSLError(ssl.SSL_ERROR_SSL, 'the peer sends what TLS must answer, but takes no answers')
                 received = decrypt() if received is None else received
                 if received is not None:
                     return False
-                if outgoing.pending > 4 * MAX_WRITE:  # or key updates would pile up answers, which it does not take
-                    raise ssl.SSLError('the peer sends what TLS must answer, but takes no answers')
         return True
 
     def take_received():
@@ -1145,14 +1173,13 @@ def tls_connection(inner, tls, incoming, outgoing, recv_bufsize):
             if received is not None:
                 break
             try:
-                await flush()  # the answer to a key update or a renegotiation, or the rest of a record
+                if ciphertext or outgoing.pending:
+                    await flush()  # the answer to a key update or a renegotiation, or the rest of a record
             except OSError as error:
                 # The peer takes nothing more; what it has sent before is there all the same.
                 if write_failure is None or is_timeout(error):
                     raise
             if received is None:
-                if ends_at is not None and time.monotonic() > ends_at:  # records without data can go on for ever
-                    raise socket.timeout('nothing came in time')
                 feed(untruncated(await inner.read(ends_at)))
         return take_received()
 
@@ -1178,9 +1205,7 @@ def tls_connection(inner, tls, incoming, outgoing, recv_bufsize):
     def poll():
         if received is not None:
             return take_received()
-        # A ticket, or a key update, is no data; but a peer that sends them for ever must not hold the event loop.
-        fed = 0
-        while fed < MAX_WRITE:
+        while True:
             try:
                 data = decrypt()
             except OSError:
@@ -1190,10 +1215,8 @@ def tls_connection(inner, tls, incoming, outgoing, recv_bufsize):
             data = inner.poll()
             if not data:
                 # In the middle of a record something is to come that was sent before: a ticket, after a handshake.
-                return b'' if was_written and (begun or missing) else data
+                return b'' if was_written and (queue or missing) else data
             feed(data)
-            fed += len(data)
-        return b''
 
     def close(last=b''):
         if ciphertext:
@@ -1452,7 +1475,7 @@ def Pool(
         keep_alive_timeout=15,
         socket_timeout=10,
         expect_timeout=1,
-        recv_bufsize=65536,
+        recv_bufsize=262144,
         max_header_length=65536,
 ):
     """(request, close) of a pool of connections

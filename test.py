@@ -3833,6 +3833,20 @@ class TlsTest(ConnectionTestCase):
                 for _ in range(4):
                     self.assertEqual(await self.text(request, port, scheme='https'), b'0')
 
+    async def test_a_long_chain_of_certificates_does_not_count_as_records_without_data(self):
+        chain = CA.issue_cert('127.0.0.1').private_key_and_cert_chain_pem.bytes() + CA.cert_pem.bytes() * 170
+        for version, configure in tls_versions():
+            with self.subTest(version=version):
+                context = configure(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
+                with tempfile.NamedTemporaryFile() as file:
+                    file.write(chain)  # 75 KB on the wire, of 100 that OpenSSL takes
+                    file.flush()
+                    context.load_cert_chain(file.name)
+                port = self.serve(*numbered(), tls=context)
+                request, _ = self.pool(get_ssl_context=client_context)
+                for _ in range(2):
+                    self.assertEqual(await self.text(request, port, scheme='https'), b'0')
+
     async def test_session_tickets_that_come_before_the_first_byte_is_sent_are_no_sign_of_death(self):
         if not getattr(ssl, 'HAS_TLSv1_3', False):
             self.skipTest('no TLS 1.3 here')

@@ -17,7 +17,7 @@ import socket
 import ssl
 import urllib.parse
 
-from scenarios import PIECE
+from scenarios import RECEIVE
 
 # `at_once`: how many requests; `ca`: path of the authority's certificate.
 Setting = collections.namedtuple('Setting', 'at_once ca')
@@ -69,7 +69,7 @@ def known(url):
         sock.sendall(get)
         received = b''
         while b'\r\n\r\n' not in received:
-            received += sock.recv(PIECE)
+            received += sock.recv(RECEIVE)
     head = received[:received.index(b'\r\n\r\n') + 4]
     length = int(re.search(rb'(?i)\ncontent-length: (\d+)', head).group(1))
     return Known(address, parts.scheme == 'https', get, len(head), length, b'connection: close' in head.lower())
@@ -145,7 +145,7 @@ async def floor(setting):
     loop = asyncio.get_running_loop()
 
     def receive(sock):
-        return loop.sock_recv(sock, PIECE)
+        return loop.sock_recv(sock, RECEIVE)
 
     *functions, close_idle = bare(connected, loop.sock_sendall, receive, socket.socket.close)
     yield functions
@@ -172,7 +172,7 @@ async def kept_floor(setting):
                 has_reader = False
                 return
             try:
-                waiter.set_result(sock.recv(PIECE))
+                waiter.set_result(sock.recv(RECEIVE))
             except BlockingIOError:
                 pass
 
@@ -185,7 +185,7 @@ async def kept_floor(setting):
             nonlocal waiter, has_reader, is_asked
             if not is_asked or not has_reader:
                 try:
-                    return sock.recv(PIECE)
+                    return sock.recv(RECEIVE)
                 except BlockingIOError:
                     pass
             if not has_reader:
@@ -225,7 +225,7 @@ async def blocking(setting):
         sock.sendall(data)
 
     async def receive(sock):
-        return sock.recv(PIECE)
+        return sock.recv(RECEIVE)
 
     *functions, close_idle = bare(connect, send, receive, socket.socket.close)
     yield functions

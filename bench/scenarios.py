@@ -5,7 +5,8 @@ import hashlib
 import random
 
 MiB = 2 ** 20
-PIECE = 65536  # bytes of one piece of an upload, and of one receive of the floors: lowhaio's `recv_bufsize`
+PIECE = 65536     # bytes of one piece of an upload
+RECEIVE = 262144  # bytes of one receive of the floors: lowhaio's `recv_bufsize`
 
 ALL = (
     'lowhaio', 'floor', 'kept floor', 'blocking', 'aiohttp', 'httpx', 'httpx2', 'niquests', 'pyreqwest', 'aiosonic',

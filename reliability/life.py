@@ -1161,23 +1161,47 @@ class HandMadeTlsTests(LifeTestCase):
 
         await self.replaced('flood', flood, lambda tls: tls.send(reply(b'held')))
 
+    async def test_what_follows_more_of_them_than_tls_is_given_at_once_is_read(self):
+        for each, count in ((UPDATE, 2000), (TICKET, 500)):  # of 27, and 77 bytes
+            got = [await self.result(self.server(functools.partial(self.once, steps))) for steps in (
+                (each,) * count + (HEAD_OF_10 + b'0123456789',),
+                (HEAD_OF_10, b'01234') + (each,) * count + (b'56789',),
+            )]
+            self.case(each.__name__, [(b'200', b'0123456789')] * 2, got)
+
+    async def test_too_many_of_them_in_a_row_are_an_error(self):
+        for each, count in ((UPDATE, 5000), (TICKET, 2000)):
+            got = [await self.result(self.server(functools.partial(self.once, steps))) for steps in (
+                (each,) * count + (HEAD_OF_10 + b'0123456789',),
+                (HEAD_OF_10, b'01234') + (each,) * count + (b'56789',),
+            )]
+            self.case(each.__name__, [
+                ('HttpDataError', False, False), (b'200', b'01234', 'HttpDataError', False, True)], got)
+
+    @staticmethod
+    def once(steps, tls):
+        tls.read_until(b'\r\n\r\n')
+        tls.send(*steps)
+        tls.peer.read_to_close()
+
     async def test_answers_to_key_updates_do_not_pile_up(self):
-        count = []
+        for name, steps in (('alone', (ASK,)), ('between data', (ASK, b'x'))):
+            count = []
 
-        def script(tls):
-            tls.read_until(b'\r\n\r\n')
-            tls.send(HEAD_OF_10)
-            with contextlib.suppress(OSError):
-                while len(count) < 400:  # 20 MB
-                    tls.send(*(ASK,) * 2000)
-                    count.append(None)
+            def script(tls, steps=steps, count=count):
+                tls.read_until(b'\r\n\r\n')
+                tls.send(OK + b'\r\n')
+                with contextlib.suppress(OSError):
+                    while len(count) < 400:  # 20 MB
+                        tls.send(*steps * 1000)
+                        count.append(None)
 
-        got = await self.result(self.server(script), set_sock_options=ClientSockets(SMALL_SEND_BUFFER))
-        self.case('unread', (b'200', b'', 'HttpDataError', False, True), got)
-        self.assertLess(len(count), 200)
+            got = await self.result(self.server(script), set_sock_options=ClientSockets(SMALL_SEND_BUFFER))
+            self.case(name, (b'200', 'HttpDataError', False, True), got[:1] + got[2:])
+            self.assertLess(len(count), 200)
 
     async def test_they_do_not_prolong_the_wait_for_100_continue(self):
-        for gap in (0.1, 0):
+        for gap in (0.1, 0.01):
             took = []
 
             def script(tls, gap=gap, took=took):
