@@ -35,8 +35,9 @@ __all__ = (
 MAX_WRITE = 65536
 # Bytes of a record's content at most. RFC 8446 §5.1
 MAX_RECORD = 16384
-# Bytes of TLS records without data in a row: tickets, and key updates, of which so many take 30 ms.
-MAX_BARREN = 65536
+# Bytes of TLS records without data in a row: tickets, and key updates, of which so many take 60 ms; or a renegotiation,
+# with a chain of certificates for which OpenSSL takes 100 KiB.
+MAX_BARREN = 131072
 # How many reads, or writes, may follow each other without a turn of the event loop, where none of them blocks: other
 # tasks must run, and an early answer be noticed.
 CALLS_A_TURN = 16
@@ -1063,7 +1064,7 @@ def tls_connection(inner, tls, incoming, outgoing, recv_bufsize):
     failure = None                # makes the error by which TLS failed: asked again, OpenSSL may speak of a good end
     queue, given = b'', 0         # what was received, and how much of it was given to TLS
     missing = 0                   # bytes to come of the record that was given in part
-    barren = 0                    # bytes given since there was data
+    barren = 0                    # bytes given since data moved
 
     def feed(data):
         nonlocal queue, given
@@ -1071,19 +1072,13 @@ def tls_connection(inner, tls, incoming, outgoing, recv_bufsize):
         advance()
 
     def advance():
-        """Gives TLS the next whole records, or what there is of one; whether there was anything"""
+        """Gives TLS the next records, the last as far as it is there; whether there was anything"""
         nonlocal queue, given, missing, barren
         # Not all at once: a MemoryBIO keeps its largest size. An idle connection, after a MiB: 127 KiB instead of 429.
-        at, end, size = given, given + missing, len(queue)
-        while end <= size:
-            at = end
-            if at - given >= MAX_RECORD or size - at < 5:
-                break
-            end += 5 + (queue[at + 3] << 8) + queue[at + 4]  # RFC 8446 §5.1
-        if at > given:
-            missing = 0
-        elif end > size:
-            at, missing = size, end - size
+        end, size = given + missing, len(queue)
+        while end - given < MAX_RECORD and size - end >= 5:
+            end += 5 + (queue[end + 3] << 8) + queue[end + 4]  # RFC 8446 §5.1
+        at, missing = min(end, size), max(0, end - size)
         count = at - given
         barren += count
         incoming.write(queue if count == size else memoryview(queue)[given:at])
@@ -1154,7 +1149,7 @@ def tls_connection(inner, tls, incoming, outgoing, recv_bufsize):
             ciphertext = ciphertext[sent:]
             if not sent:
                 feed(untruncated(await inner.read()))
-                if outgoing.pending > MAX_WRITE:  # or key updates would pile up answers
+                if outgoing.pending > 4 * MAX_WRITE:  # or key updates would pile up answers
                     raise ssl.SSLError(ssl.SSL_ERROR_SSL, 'the peer sends what TLS must answer, but takes no answers')
                 received = decrypt() if received is None else received
                 if received is not None:
@@ -1180,11 +1175,13 @@ def tls_connection(inner, tls, incoming, outgoing, recv_bufsize):
                 if write_failure is None or is_timeout(error):
                     raise
             if received is None:
+                if ends_at is not None and time.monotonic() > ends_at:  # parts of records can go on for long
+                    raise socket.timeout('nothing came in time')
                 feed(untruncated(await inner.read(ends_at)))
         return take_received()
 
     async def write(view):
-        nonlocal taken, received, was_written
+        nonlocal taken, received, was_written, barren
         was_written = True
         while received is None:
             received = decrypt()  # what is in hand already, the socket would never tell
@@ -1198,7 +1195,7 @@ def tls_connection(inner, tls, incoming, outgoing, recv_bufsize):
                 continue
             if not await flush():
                 break
-            sent, taken = taken, 0
+            sent, taken, barren = taken, 0, 0
             return sent
         return 0
 
