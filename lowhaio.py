@@ -35,8 +35,8 @@ __all__ = (
 MAX_WRITE = 65536
 # Bytes of a record's content at most. RFC 8446 §5.1
 MAX_RECORD = 16384
-# Bytes of TLS records without data in a row: tickets, and key updates, of which so many take 60 ms; or a renegotiation,
-# with a chain of certificates for which OpenSSL takes 100 KiB.
+# Bytes of TLS records without data in a row: tickets, and key updates, of which so many take 60 ms; or a handshake, with
+# a chain of certificates, of which OpenSSL takes 100 KiB.
 MAX_BARREN = 131072
 # How many reads, or writes, may follow each other without a turn of the event loop, where none of them blocks: other
 # tasks must run, and an early answer be noticed.
@@ -1086,7 +1086,6 @@ def tls_connection(inner, tls, incoming, outgoing, recv_bufsize):
         return count > 0
 
     async def handshake(host):
-        nonlocal barren
         is_done = False
         while not is_done:
             try:
@@ -1103,7 +1102,6 @@ def tls_connection(inner, tls, incoming, outgoing, recv_bufsize):
             await flush()  # what it leaves is sent before all else
             if not is_done and not advance():
                 feed(untruncated(await inner.read()))
-        barren = 0
 
     def decrypt():
         """What TLS has in hand: None if it wants more, b'' after close_notify"""
