@@ -35,8 +35,8 @@ __all__ = (
 MAX_WRITE = 65536
 # Bytes of a record's content at most. RFC 8446 §5.1
 MAX_RECORD = 16384
-# Bytes of TLS records without data in a row: tickets, and key updates, of which so many take 60 ms; or a handshake, with
-# a chain of certificates, of which OpenSSL takes 100 KiB.
+# Bytes of TLS records without data in a row: tickets, and key updates, of which so many take 60 ms; or a handshake,
+# with a chain of certificates, of which OpenSSL takes 100 KiB.
 MAX_BARREN = 131072
 # How many reads, or writes, may follow each other without a turn of the event loop, where none of them blocks: other
 # tasks must run, and an early answer be noticed.

@@ -3836,7 +3836,8 @@ class TlsTest(ConnectionTestCase):
     async def test_a_long_chain_of_certificates_does_not_count_as_records_without_data(self):
         # About 90 KB on the wire, of 100 that OpenSSL takes; four characters of PEM are three bytes.
         authority = CA.cert_pem.bytes()
-        chain = CA.issue_cert('127.0.0.1').private_key_and_cert_chain_pem.bytes() + authority * (120000 // len(authority))
+        chain = CA.issue_cert('127.0.0.1').private_key_and_cert_chain_pem.bytes()
+        chain += authority * (120000 // len(authority))
         for version, configure in tls_versions():
             with self.subTest(version=version):
                 context = configure(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
