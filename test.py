@@ -3833,7 +3833,7 @@ class TlsTest(ConnectionTestCase):
                 for _ in range(4):
                     self.assertEqual(await self.text(request, port, scheme='https'), b'0')
 
-    async def test_a_long_chain_of_certificates_does_not_count_as_records_without_data(self):
+    async def test_a_handshake_may_be_longer_than_what_tls_is_given_at_once(self):
         # About 90 KB on the wire, of 100 that OpenSSL takes; four characters of PEM are three bytes.
         authority = CA.cert_pem.bytes()
         chain = CA.issue_cert('127.0.0.1').private_key_and_cert_chain_pem.bytes()
