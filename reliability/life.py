@@ -1163,26 +1163,25 @@ class HandMadeTlsTests(LifeTestCase):
 
     async def test_what_follows_more_of_them_than_tls_is_given_at_once_is_read(self):
         for each, count in ((UPDATE, 2000), (TICKET, 500)):  # of 27, and 77 bytes
-            got = [await self.result(self.server(functools.partial(self.once, steps))) for steps in (
-                (each,) * count + (HEAD_OF_10 + b'0123456789',),
-                (HEAD_OF_10, b'01234') + (each,) * count + (b'56789',),
-            )]
-            self.case(each.__name__, [(b'200', b'0123456789')] * 2, got)
+            self.case(each.__name__, [(b'200', b'0123456789')] * 2, await self.before_and_in_a_body(each, count))
 
     async def test_too_many_of_them_in_a_row_are_an_error(self):
         for each, count in ((UPDATE, 8000), (TICKET, 3000)):
-            got = [await self.result(self.server(functools.partial(self.once, steps))) for steps in (
-                (each,) * count + (HEAD_OF_10 + b'0123456789',),
-                (HEAD_OF_10, b'01234') + (each,) * count + (b'56789',),
-            )]
             self.case(each.__name__, [
-                ('HttpDataError', False, False), (b'200', b'01234', 'HttpDataError', False, True)], got)
+                ('HttpDataError', False, False), (b'200', b'01234', 'HttpDataError', False, True),
+            ], await self.before_and_in_a_body(each, count))
 
-    @staticmethod
-    def once(steps, tls):
-        tls.read_until(b'\r\n\r\n')
-        tls.send(*steps)
-        tls.peer.read_to_close()
+    async def before_and_in_a_body(self, each, count):
+        """The results of two responses, that have so many of these, sent at once, before them or in their body"""
+        def script(steps, tls):
+            tls.read_until(b'\r\n\r\n')
+            tls.send(*steps)
+            tls.peer.read_to_close()
+
+        return [await self.result(self.server(functools.partial(script, steps))) for steps in (
+            (each,) * count + (HEAD_OF_10 + b'0123456789',),
+            (HEAD_OF_10, b'01234') + (each,) * count + (b'56789',),
+        )]
 
     async def test_answers_to_key_updates_do_not_pile_up(self):
         for name, steps in (('alone', (ASK,)), ('between data', (ASK, b'x'))):
