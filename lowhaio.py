@@ -1166,8 +1166,7 @@ def tls_connection(inner, tls, incoming, outgoing, recv_bufsize):
             if received is not None:
                 break
             try:
-                if ciphertext or outgoing.pending:
-                    await flush()  # the answer to a key update or a renegotiation, or the rest of a record
+                await flush()  # the answer to a key update or a renegotiation, or the rest of a record
             except OSError as error:
                 # The peer takes nothing more; what it has sent before is there all the same.
                 if write_failure is None or is_timeout(error):
