@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import collections
 import contextlib
+import ctypes
 import functools
 import gc
 import hashlib
@@ -566,12 +567,28 @@ async def quiet(loop, before, patience=PATIENCE):
             return left
 
 
-Sample = collections.namedtuple('Sample', 'seconds requests verified memory objects left')
+Sample = collections.namedtuple('Sample', 'seconds requests verified resident heap blocks objects left')
 
 
 def resident_memory():
     with open('/proc/self/statm') as file:
         return int(file.read().split()[1]) * os.sysconf('SC_PAGE_SIZE')
+
+
+class Mallinfo2(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_size_t) for name in (
+        'arena', 'ordblks', 'smblks', 'hblks', 'hblkhd', 'usmblks', 'fsmblks', 'uordblks', 'fordblks', 'keepcost')]
+
+
+def heap():
+    """Bytes that malloc gave and did not get back: OpenSSL's, and what Python has of more than 512 bytes.
+    0 where there is no mallinfo2(3), of glibc since 2.33"""
+    mallinfo2 = getattr(ctypes.CDLL(None), 'mallinfo2', None)
+    if mallinfo2 is None:
+        return 0
+    mallinfo2.restype = Mallinfo2
+    info = mallinfo2()
+    return info.uordblks + info.hblkhd
 
 
 async def soak(site, seconds, workers, seed, totals, on_sample=lambda sample: None):
@@ -603,8 +620,8 @@ async def soak(site, seconds, workers, seed, totals, on_sample=lambda sample: No
             totals.fail(f'left after round {number} are {left} of sockets, descriptors, tasks, timers; '
                         f'there were {before}')
         gc.collect()
-        samples.append(Sample(loop.time() - began, totals.requests, totals.verified, resident_memory(),
-                              len(gc.get_objects()), left))
+        samples.append(Sample(loop.time() - began, totals.requests, totals.verified, resident_memory(), heap(),
+                              sys.getallocatedblocks(), len(gc.get_objects()), left))
         on_sample(samples[-1])
         if samples[-1].seconds >= seconds:
             await close()
@@ -637,31 +654,34 @@ def plot(values, height=8, width=64):
             '*' if round((value - lowest) / step) == row else ' ' for value in columns))
 
 
-# What memory may grow by between the first and the last tenth of the time after the warm-up: both must be exceeded.
-MEMORY_SHARE, MEMORY_BYTES = 0.05, 2 * MEBIBYTE
-# The same for the objects that the garbage collector tracks: one left by every hundredth request would show.
-OBJECTS_SHARE, OBJECTS_COUNT = 0.01, 300
+Bound = collections.namedtuple('Bound', 'what most unit warm')
+# By how much what a process holds may grow after so many seconds of warm-up. What is allocated is the same in each
+# pause, within 4 KiB and 500 blocks: one block left by every tenth request of a short run would show. What is resident
+# follows it late, and in steps, as malloc's free pieces come to fit: 3 MiB in the first half minute, nothing after.
+BOUNDS = (
+    Bound('heap', 65536, 'bytes', 6),
+    Bound('blocks', 1000, 'blocks', 6),
+    Bound('objects', 300, 'objects', 6),
+    Bound('resident', 3 * MEBIBYTE, 'bytes', 60),
+)
 
 
 def growth(samples, seconds, out):
     """Sentences that tell what grew, between the first tenth of the time after a warm-up, and the last tenth"""
     tenth = seconds / 10
-    # Each url is new: until as many are remembered as may be, they grow too.
-    warm = [sample for sample in samples if sample.seconds >= min(60, 0.3 * seconds)
-            and sample.requests > MAX_REMEMBERED]
-    if len(warm) < 3:
-        out('memory and objects: the run was too short to judge them')
-        return
-    first = [sample for sample in warm if sample.seconds <= warm[0].seconds + tenth]
-    last = [sample for sample in warm if sample.seconds >= seconds - tenth]
-    for name, share, least, unit in (
-            ('memory', MEMORY_SHARE, MEMORY_BYTES, MEBIBYTE), ('objects', OBJECTS_SHARE, OBJECTS_COUNT, 1)):
-        begin, end = (statistics.median(getattr(sample, name) for sample in part) for part in (first, last))
-        out('{}: first {:.2f}, last {:.2f}, {:+.2f} ({:+.2f} %); medians of {:.0f} seconds each, after {:.0f}'.format(
-            name + (' in MiB' if unit > 1 else ''), begin / unit, end / unit, (end - begin) / unit,
-            100 * (end - begin) / begin, tenth, warm[0].seconds))
-        if end - begin > least and end - begin > share * begin:
-            yield f'{name} grew from {begin:.0f} to {end:.0f}'
+    for what, most, unit, warm_seconds in BOUNDS:
+        # Each url is new: until as many are remembered as may be, they grow too.
+        warm = [sample for sample in samples if sample.seconds >= warm_seconds and sample.requests > MAX_REMEMBERED]
+        if not warm or warm[-1].seconds - warm[0].seconds < 2 * tenth:
+            out(f'{what}: not judged, the run is too short')
+            continue
+        first = [sample for sample in warm if sample.seconds <= warm[0].seconds + tenth]
+        last = [sample for sample in warm if sample.seconds >= samples[-1].seconds - tenth]
+        begin, end = (statistics.median(getattr(sample, what) for sample in part) for part in (first, last))
+        told = f'{what}: first {begin:.0f}, last {end:.0f}: {end - begin:+.0f} {unit}, at most {most:+}'
+        out(f'{told}; medians of {tenth:.0f} seconds each, after {warm[0].seconds:.0f}')
+        if end - begin > most:
+            yield told
 
 
 def main():
@@ -684,13 +704,13 @@ def main():
         nonlocal next_line
         if sample.seconds >= min(next_line, options.seconds):
             next_line += min(30, options.seconds / 6)
-            out('{:7.0f} {:9d} {:9.0f} {:9.2f} {:9d} {:8d} {:12d} {:6d} {:7d}'.format(
-                sample.seconds, sample.requests, sample.verified / MEBIBYTE, sample.memory / MEBIBYTE,
-                sample.objects, *sample.left))
+            out('{:7.0f} {:9d} {:9.0f} {:9.2f} {:8.3f} {:8d} {:8d} {:8d} {:12d} {:6d} {:7d}'.format(
+                sample.seconds, sample.requests, sample.verified / MEBIBYTE, sample.resident / MEBIBYTE,
+                sample.heap / MEBIBYTE, sample.blocks, sample.objects, *sample.left))
 
     out('seed {}, {} requests at once; each line is of a pause in the traffic'.format(options.seed, options.workers))
-    out('seconds  requests  verified    memory   objects  sockets  descriptors  tasks  timers')
-    out('                       (MiB)     (MiB)')
+    out('seconds  requests  verified  resident     heap   blocks  objects  sockets  descriptors  tasks  timers')
+    out('                       (MiB)     (MiB)    (MiB)')
     totals = Totals()
     loop = new_event_loop()
     asyncio.set_event_loop(loop)
@@ -699,8 +719,8 @@ def main():
             soak(site, options.seconds, options.workers, options.seed, totals, on_sample))
     loop.close()
 
-    out('\nmemory in MiB, over the time:')
-    for line in plot([sample.memory / MEBIBYTE for sample in samples]):
+    out('\nresident memory in MiB, over the time:')
+    for line in plot([sample.resident / MEBIBYTE for sample in samples]):
         out(line)
     for sentence in growth(samples, options.seconds, out):
         totals.fail(sentence)
