@@ -656,11 +656,11 @@ def plot(values, height=8, width=64):
 
 Bound = collections.namedtuple('Bound', 'what most unit warm')
 # By how much what a process holds may grow after so many seconds of warm-up. What is allocated is the same in each
-# pause, within 4 KiB and 500 blocks: one block left by every tenth request of a short run would show. What is resident
-# follows it late, and in steps, as malloc's free pieces come to fit: 3 MiB in the first half minute, nothing after.
+# pause, within 5 KB and 500 blocks, and 12 blocks of each sample, 700 in ten minutes. What is resident follows late,
+# and in steps, as malloc's free pieces come to fit: 3 MiB in the first half minute, nothing after.
 BOUNDS = (
     Bound('heap', 65536, 'bytes', 6),
-    Bound('blocks', 1000, 'blocks', 6),
+    Bound('blocks', 2000, 'blocks', 6),
     Bound('objects', 300, 'objects', 6),
     Bound('resident', 3 * MEBIBYTE, 'bytes', 60),
 )
