@@ -1049,6 +1049,44 @@ def socket_connection(loop, sock, socket_timeout, recv_bufsize):
     return Connection(read, write, poll, watch, close, abandon)
 
 
+class RecordQueue:
+    """Received TLS records, on their way into `incoming`, an ssl.MemoryBIO, about one at a time
+
+    Not all at once: a MemoryBIO keeps its largest size. An idle connection, after a MiB: 154 KiB instead of 429.
+    `barren` is for its owner to set to 0 when data moves: it counts the bytes given since.
+    """
+    __slots__ = ('_incoming', '_queue', '_given', '_missing', 'barren')
+
+    def __init__(self, incoming):
+        self._incoming = incoming
+        self._queue, self._given = b'', 0  # what was received, and how much of it was given
+        self._missing = 0                  # bytes to come of the record that was given in part
+        self.barren = 0
+
+    def feed(self, data):
+        self._queue, self._given = self._queue[self._given:] + data, 0
+        self.advance()
+
+    def advance(self):
+        """Gives the next records, the last as far as it is there; whether there was anything"""
+        queue, given = self._queue, self._given
+        if not queue:
+            return False
+        end, size = given + self._missing, len(queue)
+        while end - given < MAX_RECORD and size - end >= 5:
+            end += 5 + (queue[end + 3] << 8) + queue[end + 4]  # RFC 8446 §5.1
+        at = min(end, size)
+        self._incoming.write(queue if at - given == size else memoryview(queue)[given:at])
+        self._missing = end - at
+        self.barren += at - given
+        self._queue, self._given = (queue, at) if size - at >= 5 else (queue[at:], 0)
+        return at > given
+
+    def is_cut(self):
+        """Whether more is to come of a record that has begun"""
+        return bool(self._queue or self._missing)
+
+
 def tls_connection(inner, tls, incoming, outgoing, recv_bufsize):
     """(connection, handshake): a Connection that is TLS, by an ssl.SSLObject, on the Connection `inner`
 
@@ -1062,28 +1100,7 @@ def tls_connection(inner, tls, incoming, outgoing, recv_bufsize):
     is_over = False               # close_notify came
     was_written = False
     failure = None                # makes the error by which TLS failed: asked again, OpenSSL may speak of a good end
-    queue, given = b'', 0         # what was received, and how much of it was given to TLS
-    missing = 0                   # bytes to come of the record that was given in part
-    barren = 0                    # bytes given since data moved
-
-    def feed(data):
-        nonlocal queue, given
-        queue, given = queue[given:] + data, 0
-        advance()
-
-    def advance():
-        """Gives TLS the next records, the last as far as it is there; whether there was anything"""
-        nonlocal queue, given, missing, barren
-        # Not all at once: a MemoryBIO keeps its largest size. An idle connection, after a MiB: 154 KiB instead of 429.
-        end, size = given + missing, len(queue)
-        while end - given < MAX_RECORD and size - end >= 5:
-            end += 5 + (queue[end + 3] << 8) + queue[end + 4]  # RFC 8446 §5.1
-        at, missing = min(end, size), max(0, end - size)
-        count = at - given
-        barren += count
-        incoming.write(queue if count == size else memoryview(queue)[given:at])
-        queue, given = (queue, at) if size - at >= 5 else (queue[at:], 0)
-        return count > 0
+    records = RecordQueue(incoming)
 
     async def handshake(host):
         is_done = False
@@ -1100,22 +1117,22 @@ def tls_connection(inner, tls, incoming, outgoing, recv_bufsize):
                 ssl.match_hostname(tls.getpeercert(), host)
                 is_done = True
             await flush()  # what it leaves is sent before all else
-            if not is_done and not advance():
-                feed(untruncated(await inner.read()))
+            if not is_done and not records.advance():
+                records.feed(untruncated(await inner.read()))
 
     def decrypt():
         """What TLS has in hand: None if it wants more, b'' after close_notify"""
-        nonlocal failure, is_over, barren
+        nonlocal failure, is_over
         pieces = []
         size = 0
         # Asked when nothing is there it raises SSLWantReadError: 2 µs, and thrice in a small exchange.
-        while failure is None and size < recv_bufsize and (incoming.pending or tls.pending() or queue and advance()):
+        while failure is None and size < recv_bufsize and (incoming.pending or tls.pending() or records.advance()):
             try:
                 piece = tls.read(recv_bufsize - size)
             except ssl.SSLWantReadError:
-                if barren > MAX_BARREN:
+                if records.barren > MAX_BARREN:
                     failure = functools.partial(
-                        ssl.SSLError, ssl.SSL_ERROR_SSL, f'{barren} bytes came in records without data')
+                        ssl.SSLError, ssl.SSL_ERROR_SSL, f'{records.barren} bytes came in records without data')
                 continue
             except ssl.SSLError as error:
                 failure = functools.partial(type(error), *error.args)  # not the error itself: it holds its frame
@@ -1123,7 +1140,7 @@ def tls_connection(inner, tls, incoming, outgoing, recv_bufsize):
             if not piece:
                 is_over = True
                 break
-            barren = 0
+            records.barren = 0
             pieces.append(piece)
             size += len(piece)
         if pieces:  # what came before a failure is good: it is raised the next time
@@ -1146,7 +1163,7 @@ def tls_connection(inner, tls, incoming, outgoing, recv_bufsize):
                 raise
             ciphertext = ciphertext[sent:]
             if not sent:
-                feed(untruncated(await inner.read()))
+                records.feed(untruncated(await inner.read()))
                 if outgoing.pending > 4 * MAX_WRITE:  # or key updates would pile up answers
                     raise ssl.SSLError(ssl.SSL_ERROR_SSL, 'the peer sends what TLS must answer, but takes no answers')
                 received = decrypt() if received is None else received
@@ -1174,11 +1191,11 @@ def tls_connection(inner, tls, incoming, outgoing, recv_bufsize):
             if received is None:
                 if ends_at is not None and time.monotonic() > ends_at:  # parts of records can go on for long
                     raise socket.timeout('nothing came in time')
-                feed(untruncated(await inner.read(ends_at)))
+                records.feed(untruncated(await inner.read(ends_at)))
         return take_received()
 
     async def write(view):
-        nonlocal taken, received, was_written, barren
+        nonlocal taken, received, was_written
         was_written = True
         while received is None:
             received = decrypt()  # what is in hand already, the socket would never tell
@@ -1188,11 +1205,12 @@ def tls_connection(inner, tls, incoming, outgoing, recv_bufsize):
                 taken = taken or tls.write(view)
             except ssl.SSLWantReadError:  # the peer renegotiates, as TLS 1.2 may
                 if await flush():  # pragma: no branch -- else data came while this handshake's bytes were blocked
-                    feed(untruncated(await inner.read()))
+                    records.feed(untruncated(await inner.read()))
                 continue
             if not await flush():
                 break
-            sent, taken, barren = taken, 0, 0
+            records.barren = 0
+            sent, taken = taken, 0
             return sent
         return 0
 
@@ -1209,8 +1227,8 @@ def tls_connection(inner, tls, incoming, outgoing, recv_bufsize):
             data = inner.poll()
             if not data:
                 # In the middle of a record something is to come that was sent before: a ticket, after a handshake.
-                return b'' if was_written and (queue or missing) else data
-            feed(data)
+                return b'' if was_written and records.is_cut() else data
+            records.feed(data)
 
     def close(last=b''):
         if ciphertext:
