@@ -35,17 +35,17 @@ __all__ = (
 MAX_WRITE = 65536
 # Bytes of a record's content at most. RFC 8446 §5.1
 MAX_RECORD = 16384
-# Bytes of TLS records without data in a row: tickets, and key updates, of which so many take 60 ms; or a handshake,
-# with a chain of certificates, of which OpenSSL takes 100 KiB.
+# Bytes of TLS records without data in a row, at most: tickets, and key updates, of which so many take 60 ms. Those of a
+# handshake count too: OpenSSL takes chains of certificates of 100 KiB.
 MAX_BARREN = 131072
 # How many reads, or writes, may follow each other without a turn of the event loop, where none of them blocks: other
 # tasks must run, and an early answer be noticed.
 CALLS_A_TURN = 16
-# Lengths beyond this do not fit the file offsets of any peer; the digits are bounded before `int` sees them.
+# Lengths beyond this do not fit the file offsets of any peer.
 MAX_LENGTH = 2 ** 63 - 1
-# Host names whose addresses, urls whose parts, and heads that are remembered: a crawler's memory must not grow with its
-# hosts. A longer url or head is taken apart, or composed, anew each time.
+# How many hosts' addresses, urls' parts, and heads are remembered: a crawler's memory must not grow with its hosts.
 MAX_REMEMBERED = 1024
+# Bytes: a longer url, or head, is taken apart, or composed, anew each time.
 MAX_REMEMBERED_LENGTH = 4096
 # Seconds for which an answer of the DNS stands at least: the resolver gives entries of /etc/hosts no time at all.
 MIN_TTL = 1
@@ -257,12 +257,10 @@ def with_params(target, params):
         query = urllib.parse.urlencode(pairs, doseq=True, quote_via=urllib.parse.quote, safe='~')
     except (TypeError, ValueError) as error:
         raise HttpRequestError(f'The params must be pairs or a mapping of strings: {error}') from error
-    separator = \
-        b'' if not query else \
-        b'?' if b'?' not in target else \
-        b'' if target.endswith((b'?', b'&')) else \
-        b'&'
-    return target + separator + query.encode('ascii')
+    if query:
+        separator = b'?' if b'?' not in target else b'' if target.endswith((b'?', b'&')) else b'&'
+        target += separator + query.encode('ascii')
+    return target
 
 
 def checked_headers(method, headers):
@@ -452,12 +450,12 @@ are_field_lines = re.compile(FIELD_LINES).fullmatch
 # the caller is to see: like one of 600 and more it has no meaning, but says where the message ends. RFC 9110 §15
 STATUS_LINE = rb'HTTP/(1\.[0-9]) ([0-9]{3})(?: [^\r\n\x00]*)?\r?\n'
 match_head = re.compile(STATUS_LINE + rb'(' + FIELD_LINES + rb')\r?\n').fullmatch
+is_trailer_section = re.compile(rb'\n' + FIELD_LINES + rb'\r?\n').fullmatch
 search_end_of_fields = re.compile(rb'\n\r?\n').search
 FOLD = re.compile(rb'\r?\n[ \t]+')
 # 16 digits are 64 bits. Blanks after the size are no part of the grammar, but harmless, and sent by old servers.
 is_chunk_size_line = re.compile(rb'\r\n([0-9A-Fa-f]{1,16})[ \t]*(?:;[^\r\n\x00]*)?\r\n').fullmatch
-
-
+match_timeout = re.compile(rb'timeout[ \t]*=[ \t"]*([0-9]+)[ \t"]*').fullmatch  # of a keep-alive field
 # What decides how a message is framed, and what becomes of its connection.
 FRAMING_FIELDS = frozenset((b'content-length', b'transfer-encoding', b'connection', b'keep-alive', b'host', b'expect'))
 
@@ -611,12 +609,12 @@ def persists(version, named):
 
 
 def server_keep_alive(named):
-    """The seconds of the server's `keep-alive: timeout=N`, or None"""
+    """The seconds of the server's `keep-alive: timeout=N`; without one they have no end"""
     for member in list_members(named.get(b'keep-alive', ())):
-        name, _, value = member.partition(b'=')
-        if name.strip(b' \t') == b'timeout' and value.strip(b' \t"').isdigit():
-            return float(value.strip(b' \t"'))
-    return None
+        match = match_timeout(member)
+        if match:
+            return float(match.group(1))
+    return float('inf')
 
 
 # -------- The body in
@@ -641,12 +639,9 @@ def length_decoder(length):
     return decode
 
 
-def close_decoder():
+def decode_until_closed(data):
     """For a body that ends with the connection; over TLS the connection has checked that it ended by close_notify"""
-    def decode(data):
-        return data, None if data else b''
-
-    return decode
+    return data, None if data else b''
 
 
 @functools.lru_cache(MAX_REMEMBERED)
@@ -701,7 +696,7 @@ def chunked_decoder(max_header_length):
         remaining = max(0, at - length)
         payload = pieces[0] if len(pieces) == 1 else b''.join(pieces)
         count += len(payload)
-        return payload, end_of_trailers(data[at:]) if in_trailers else None
+        return payload, end_of_trailers(data[at - 1:]) if in_trailers else None
 
     def check_begun_line():
         if not b'\r\n'.startswith(bytes(held[:2])):
@@ -711,22 +706,17 @@ def chunked_decoder(max_header_length):
 
     def end_of_trailers(data):
         nonlocal held, searched
-        held += data
-        end = \
-            1 if held.startswith(b'\n') else \
-            2 if held.startswith(b'\r\n') else \
-            0
-        match = None if end else search_end_of_fields(held, searched)
-        if match:
-            end = match.end()
-        if (end or len(held)) > max_header_length:
+        held += data  # from the LF of the last chunk-size line on, with which an empty section looks like all others
+        match = search_end_of_fields(held, searched)
+        end = match.end() if match else len(held)
+        if end - 1 > max_header_length:
             raise too_long('trailer section')
-        if not end:
+        if not match:
             searched = max(0, len(held) - 2)
             return None
         trailers = FOLD.sub(b' ', bytes(held[:end]))
-        if not are_field_lines(trailers[:-2 if trailers.endswith(b'\r\n') else -1]):
-            raise HttpProtocolError(f'A trailer is malformed: {trailers!r:.100}')
+        if not is_trailer_section(trailers):
+            raise HttpProtocolError(f'A trailer is malformed: {bytes(held[1:end])!r:.100}')
         return bytes(held[end:])
 
     def too_long(what):
@@ -944,15 +934,10 @@ def socket_connection(loop, sock, socket_timeout, recv_bufsize):
             loop.add_reader(fileno, on_readable)
             has_reader = True
 
-    def take_received():
-        nonlocal received
-        data, received = received, None
-        return data
-
     async def read(ends_at=None):
         nonlocal waiter, is_asked, calls
         if received is not None:
-            return take_received()
+            return poll()
         if not is_asked or not has_reader:
             # At a reset uvloop tells the reader once, and then is deaf: after the last bytes, the error is found here.
             calls += 1
@@ -998,8 +983,10 @@ def socket_connection(loop, sock, socket_timeout, recv_bufsize):
         return 0
 
     def poll():
+        nonlocal received
         if received is not None:
-            return take_received()
+            data, received = received, None
+            return data
         if not poller.poll(0):
             return None
         try:
@@ -1053,7 +1040,7 @@ class RecordQueue:
     """Received TLS records, on their way into `incoming`, an ssl.MemoryBIO, about one at a time
 
     Not all at once: a MemoryBIO keeps its largest size. An idle connection, after a MiB: 154 KiB instead of 429.
-    `barren` is for its owner to set to 0 when data moves: it counts the bytes given since.
+    `barren` counts the bytes given since its owner set it to 0, which it does whenever data moves.
     """
     __slots__ = ('_incoming', '_queue', '_given', '_missing', 'barren')
 
@@ -1064,11 +1051,13 @@ class RecordQueue:
         self.barren = 0
 
     def feed(self, data):
+        if not data:
+            raise ssl.SSLEOFError(ssl.SSL_ERROR_EOF, 'the connection was closed without close_notify')
         self._queue, self._given = self._queue[self._given:] + data, 0
         self.advance()
 
     def advance(self):
-        """Gives the next records, the last as far as it is there; whether there was anything"""
+        """Gives the next records, the last as far as it has come; whether there was anything to give"""
         queue, given = self._queue, self._given
         if not queue:
             return False
@@ -1087,12 +1076,17 @@ class RecordQueue:
         return bool(self._queue or self._missing)
 
 
-def tls_connection(inner, tls, incoming, outgoing, recv_bufsize):
-    """(connection, handshake): a Connection that is TLS, by an ssl.SSLObject, on the Connection `inner`
+async def tls_connection(inner, context, host, recv_bufsize):
+    """A Connection that is TLS, by an ssl.SSLObject, on the Connection `inner`, once the handshake is done
+
+    Raises OSError, or ssl.CertificateError, a ValueError before Python 3.7.
 
     `incoming.write_eof()` is never called: the end of `inner` while TLS wants more is a truncation, on every version
     of Python and OpenSSL, and only b'' from TLS is close_notify.
     """
+    host = host.rstrip('.')
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    tls = context.wrap_bio(incoming, outgoing, server_hostname=host)
     ciphertext = memoryview(b'')  # of `outgoing`, on its way
     taken = 0                     # bytes of the caller's view that TLS has taken, but `inner` has not
     write_failure = None          # makes the error by which `inner` failed to send
@@ -1101,24 +1095,6 @@ def tls_connection(inner, tls, incoming, outgoing, recv_bufsize):
     was_written = False
     failure = None                # makes the error by which TLS failed: asked again, OpenSSL may speak of a good end
     records = RecordQueue(incoming)
-
-    async def handshake(host):
-        is_done = False
-        while not is_done:
-            try:
-                tls.do_handshake()
-                is_done = True
-            except ssl.SSLWantReadError:
-                pass
-            except ssl.SSLError:  # from Python 3.7 on a refused certificate is one, and a ValueError too
-                raise
-            except ValueError:  # pragma: no cover -- Python 3.6 alone, and there it is tested
-                # It judges the name by its U-label, which no certificate has, where later ones leave that to OpenSSL.
-                ssl.match_hostname(tls.getpeercert(), host)
-                is_done = True
-            await flush()  # what it leaves is sent before all else
-            if not is_done and not records.advance():
-                records.feed(untruncated(await inner.read()))
 
     def decrypt():
         """What TLS has in hand: None if it wants more, b'' after close_notify"""
@@ -1150,9 +1126,9 @@ def tls_connection(inner, tls, incoming, outgoing, recv_bufsize):
         return b'' if is_over else None
 
     async def flush():
-        """Whether all that TLS has to send is sent; False if something was received instead"""
+        """Sends all that TLS has to send, unless something is received instead"""
         nonlocal ciphertext, write_failure, received
-        while ciphertext or outgoing.pending:
+        while received is None and (ciphertext or outgoing.pending):
             if write_failure is not None:
                 raise write_failure()
             ciphertext = ciphertext or memoryview(outgoing.read())
@@ -1163,18 +1139,10 @@ def tls_connection(inner, tls, incoming, outgoing, recv_bufsize):
                 raise
             ciphertext = ciphertext[sent:]
             if not sent:
-                records.feed(untruncated(await inner.read()))
+                records.feed(await inner.read())
                 if outgoing.pending > 4 * MAX_WRITE:  # or key updates would pile up answers
                     raise ssl.SSLError(ssl.SSL_ERROR_SSL, 'the peer sends what TLS must answer, but takes no answers')
-                received = decrypt() if received is None else received
-                if received is not None:
-                    return False
-        return True
-
-    def take_received():
-        nonlocal received
-        data, received = received, None
-        return data
+                received = decrypt()
 
     async def read(ends_at=None):
         nonlocal received
@@ -1191,8 +1159,8 @@ def tls_connection(inner, tls, incoming, outgoing, recv_bufsize):
             if received is None:
                 if ends_at is not None and time.monotonic() > ends_at:  # parts of records can go on for long
                     raise socket.timeout('nothing came in time')
-                records.feed(untruncated(await inner.read(ends_at)))
-        return take_received()
+                records.feed(await inner.read(ends_at))
+        return poll()
 
     async def write(view):
         nonlocal taken, received, was_written
@@ -1204,19 +1172,22 @@ def tls_connection(inner, tls, incoming, outgoing, recv_bufsize):
             try:
                 taken = taken or tls.write(view)
             except ssl.SSLWantReadError:  # the peer renegotiates, as TLS 1.2 may
-                if await flush():  # pragma: no branch -- else data came while this handshake's bytes were blocked
-                    records.feed(untruncated(await inner.read()))
+                await flush()
+                if received is None:  # pragma: no branch -- else data came while this handshake's bytes were blocked
+                    records.feed(await inner.read())
                 continue
-            if not await flush():
-                break
-            records.barren = 0
-            sent, taken = taken, 0
-            return sent
+            await flush()
+            if received is None:
+                records.barren = 0
+                sent, taken = taken, 0
+                return sent
         return 0
 
     def poll():
+        nonlocal received
         if received is not None:
-            return take_received()
+            data, received = received, None
+            return data
         while True:
             try:
                 data = decrypt()
@@ -1240,13 +1211,27 @@ def tls_connection(inner, tls, incoming, outgoing, recv_bufsize):
             tls.unwrap()  # raises where there is unread data, but close_notify is queued all the same
         inner.close(outgoing.read())
 
-    return Connection(read, write, poll, inner.watch, close, inner.abandon), handshake
-
-
-def untruncated(data):
-    if not data:
-        raise ssl.SSLEOFError(ssl.SSL_ERROR_EOF, 'the connection was closed without close_notify')
-    return data
+    is_done = False
+    try:
+        while not is_done:
+            try:
+                tls.do_handshake()
+                is_done = True
+            except ssl.SSLWantReadError:
+                pass
+            except ssl.SSLError:  # from Python 3.7 on a refused certificate is one, and a ValueError too
+                raise
+            except ValueError:  # pragma: no cover -- Python 3.6 alone, and there it is tested
+                # It judges the name by its U-label, which no certificate has, where later ones leave that to OpenSSL.
+                ssl.match_hostname(tls.getpeercert(), host)
+                is_done = True
+            await flush()  # what it leaves is sent before all else
+            if not is_done and not records.advance():
+                records.feed(await inner.read())
+    except BaseException:
+        close()  # with the alert that says why
+        raise
+    return Connection(read, write, poll, inner.watch, close, inner.abandon)
 
 
 # -------- Connecting
@@ -1302,19 +1287,6 @@ async def connected_socket(loop, family, address, set_sock_options, socket_timeo
     return sock
 
 
-async def handshaken(inner, context, host, recv_bufsize):
-    """A TLS Connection on `inner`; raises OSError, or ssl.CertificateError, a ValueError before Python 3.7"""
-    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-    tls = context.wrap_bio(incoming, outgoing, server_hostname=host.rstrip('.'))
-    connection, handshake = tls_connection(inner, tls, incoming, outgoing, recv_bufsize)
-    try:
-        await handshake(host.rstrip('.'))
-    except BaseException:
-        connection.close()  # with the alert that says why
-        raise
-    return connection
-
-
 async def connect_directly(scheme, host, port, look_up, open_socket, start_tls):
     """The default of Pool's `connect`: a Connection to the host itself, by its A records, and then its AAAA
 
@@ -1323,7 +1295,6 @@ async def connect_directly(scheme, host, port, look_up, open_socket, start_tls):
     Connection. All else that it raises are HttpConnectionErrors.
     """
     failures = []
-    last_error = None
     try:
         for record_type in (None,) if is_ip_address(host) else (TYPES.A, TYPES.AAAA):
             try:
@@ -1337,8 +1308,7 @@ async def connect_directly(scheme, host, port, look_up, open_socket, start_tls):
                 try:
                     connection = await open_socket(family, (address, port))
                 except OSError as error:
-                    last_error = error
-                    failures.append(f'{address}: {describe(error)}')
+                    failures.append((address, error))
                     continue
                 if scheme == 'https':
                     connection = await start_tls(connection, host)
@@ -1347,11 +1317,11 @@ async def connect_directly(scheme, host, port, look_up, open_socket, start_tls):
                 return connection
         if not failures:
             raise HttpDnsError(f'There is no A and no AAAA record of {host}')
-        error_class = HttpConnectionTimeout if is_timeout(last_error) else HttpConnectionError
-        failures = '; '.join(failures)
-        raise error_class(f'Could not connect to {host} port {port} ({failures})') from last_error
+        error_class = HttpConnectionTimeout if is_timeout(failures[-1][1]) else HttpConnectionError
+        why = '; '.join([f'{address}: {describe(error)}' for address, error in failures])
+        raise error_class(f'Could not connect to {host} port {port} ({why})') from failures[-1][1]
     finally:
-        last_error = None  # no cycle of exception and frame
+        failures.clear()  # no cycle of exception and frame
 
 
 # -------- One request and the head of its response, on one connection
@@ -1509,7 +1479,7 @@ def Pool(
     resolve = clear_cache = None
     ssl_context = None
     addresses = {}  # (host, type of record): (expires at, addresses); the oldest is forgotten beyond MAX_REMEMBERED
-    messages = {}   # (method, url, headers, whether there is a body): Message; likewise
+    messages = {}   # (method, url, headers, whether there is a body): Message; the oldest is forgotten likewise
     idle = {}       # (scheme, host, port): [connections], the most recently used last
     split_url_cached = functools.lru_cache(MAX_REMEMBERED)(split_url)
 
@@ -1550,20 +1520,18 @@ def Pool(
 
     def composed(method, url, params, headers, has_body):
         """A Message, remembered where all that it depends on is immutable: 0.4 µs instead of 5 or more"""
-        key = (method, url, headers, has_body)
         is_short = isinstance(url, str) and len(url) <= MAX_REMEMBERED_LENGTH
-        is_memorable = is_short and type(headers) is tuple and not params
-        if is_memorable:
-            try:
-                message = messages.get(key)
-            except (TypeError, ValueError, BytesWarning):  # a list, or what `compose` refuses
-                is_memorable, message = False, None
-            if message is not None:
-                return message
+        key = (method, url, headers, has_body) if is_short and type(headers) is tuple and not params else None
+        try:
+            message = messages.get(key)
+        except (TypeError, ValueError, BytesWarning):  # a list, or what `compose` refuses
+            key = message = None
+        if message is not None:
+            return message
         url_parts = split_url_cached(url) if is_short else split_url(url)
         message = compose(method, url_parts, params, headers, has_body)
         # What was given is equal to what is sent: nothing in it can change.
-        if is_memorable and message.headers == headers and len(message.head) <= MAX_REMEMBERED_LENGTH:
+        if key and message.headers == headers and len(message.head) <= MAX_REMEMBERED_LENGTH:
             remember(messages, key, message)
         return message
 
@@ -1621,19 +1589,19 @@ def Pool(
             named = by_name(fields)
             framing, length = response_framing(message.method, code, version, named)
             keep = sent_all and framing != 'close' and not message.closes and persists(version, named)
-            server_timeout = server_keep_alive(named)
+            seconds = min(keep_alive_timeout, server_keep_alive(named) - KEEP_ALIVE_MARGIN) if keep else 0
             decode = \
                 length_decoder(length) if framing == 'length' else \
                 chunked_decoder(max_header_length) if framing == 'chunked' else \
-                close_decoder()
+                decode_until_closed
             payload, surplus = \
                 (b'', rest) if framing == 'none' else \
                 decode(rest) if rest else \
                 (b'', None)
             if surplus is None:
-                give_back = functools.partial(release, loop, message.key, keep, server_timeout)
+                give_back = functools.partial(release, loop, message.key, seconds)
                 return code, fields, ResponseBody(payload, connection, decode, give_back, reused)
-            release(loop, message.key, keep, server_timeout, connection, not surplus)
+            release(loop, message.key, seconds, connection, not surplus)
             return code, fields, ResponseBody(payload)
         except BaseException as error:
             connection.close()
@@ -1666,19 +1634,16 @@ def Pool(
         raise HttpConnectionError(f'{host} port {port} {what} before the request')
 
     async def take(key):
-        """(connection, whether it is a reused one)"""
+        """(connection, whether it is a reused one): the last that became idle, if the DNS still gives its address"""
         _, host, _ = key
         while key in idle:
             connection = idle[key][-1]
             is_current = True
             if connection.address is not None:
                 record_type, address = connection.address
-                current = known_addresses(host, record_type)
-                if current is None:
-                    current = await look_up(host, record_type)
-                    if key not in idle or idle[key][-1] is not connection:
-                        continue  # another request took it, or it was closed, meanwhile
-                is_current = address in current
+                is_current = address in await look_up(host, record_type)
+                if key not in idle or idle[key][-1] is not connection:
+                    continue  # another request took it, or it was closed, meanwhile
             forget(key, connection)
             connection.watch(None)
             if is_current and connection.expires_at > idle_clock():
@@ -1686,20 +1651,20 @@ def Pool(
             connection.close()
         return await open_connection(key), False
 
-    def release(its_loop, key, keep, server_timeout, connection, silent):
-        """Keeps a connection whose response is complete for the next request, or closes it"""
-        seconds = keep_alive_timeout if server_timeout is None else \
-            min(keep_alive_timeout, server_timeout - KEEP_ALIVE_MARGIN)
-        if not (keep and silent and owner.is_open and its_loop is loop and seconds > 0):
-            connection.close()
-            return
+    def release(its_loop, key, seconds, connection, silent):
+        """Keeps a connection whose response is complete for the next request, for so many seconds, or closes it
+
+        `its_loop` is the connection's: the pool may be another's by now.
+        """
         try:
-            connection.watch(functools.partial(on_idle, key, connection), seconds)
+            if silent and owner.is_open and its_loop is loop and seconds > 0:
+                connection.watch(functools.partial(on_idle, key, connection), seconds)
+                connection.expires_at = idle_clock() + seconds
+                idle.setdefault(key, []).append(connection)
+                return
         except OSError:  # no room in the selector: nobody would see it close
-            connection.close()
-            return
-        connection.expires_at = idle_clock() + seconds
-        idle.setdefault(key, []).append(connection)
+            pass
+        connection.close()
 
     def on_idle(key, connection, is_over):
         # Over TLS a session ticket is fine; all else is a server that closed, or that speaks unasked.
@@ -1749,7 +1714,7 @@ def Pool(
         try:
             if ssl_context is None:
                 ssl_context = get_ssl_context()
-            return await handshaken(connection, ssl_context, host, recv_bufsize)
+            return await tls_connection(connection, ssl_context, host, recv_bufsize)
         except BaseException as error:
             connection.close()
             if not isinstance(error, (OSError, ValueError)):
@@ -1769,16 +1734,11 @@ def Pool(
         task.cancel()
         await asyncio.wait([task], timeout=1)
 
-    def known_addresses(host, record_type):
-        """What was looked up, while it stands, or None"""
-        expires_at, known = addresses.get((host, record_type), (0, None))
-        return known if expires_at > loop.time() else None
-
     async def look_up(host, record_type):
         """The host's current addresses, as a tuple of str; raises HttpDnsError"""
         nonlocal resolve, clear_cache
-        known = known_addresses(host, record_type)
-        if known is not None:
+        expires_at, known = addresses.get((host, record_type), (0, None))
+        if expires_at > loop.time():
             return known
         if resolve is None:
             try:

@@ -1415,7 +1415,7 @@ def by_pure_functions(method, pieces):
     decode = \
         lowhaio.length_decoder(length) if kind == 'length' else \
         lowhaio.chunked_decoder(65536) if kind == 'chunked' else \
-        lowhaio.close_decoder()
+        lowhaio.decode_until_closed
     body = b''
     payload, surplus = decode(rest) if rest else (b'', None)
     body += payload
@@ -1766,7 +1766,7 @@ class TestPersistence(MessageTestCase):
         ):
             with self.subTest(values):
                 named = lowhaio.by_name([(b'keep-alive', value) for value in values])
-                self.assertEqual(lowhaio.server_keep_alive(named), expected)
+                self.assertEqual(lowhaio.server_keep_alive(named), float('inf') if expected is None else expected)
 
     async def test_a_connection_is_used_again_if_it_persists(self):
         for version, response, sent, expected in self.CASES:
@@ -5130,7 +5130,7 @@ class MemoryTls:
         self.inner = lowhaio.Connection(self.read, self.write, self.poll, lambda _: None, self.close, lambda: None)
 
     async def connect(self):
-        connection = await lowhaio.handshaken(self.inner, client_context(), 'localhost', 65536)
+        connection = await lowhaio.tls_connection(self.inner, client_context(), 'localhost', 65536)
         self.server.do_handshake()
         return connection
 
