@@ -143,6 +143,13 @@ class BodyAgain:
         return pieces_of(*self.pieces)
 
 
+class BodyOfItsOwn(BodyAgain):
+    """As a class: a function that returns an iterable"""
+
+    def __init__(self):
+        super().__init__(b'ab', b'cde')
+
+
 class BodyOnce:
     """An iterator that says what was asked of it; a piece may be an exception to raise, or a coroutine function
     to await first"""
@@ -324,6 +331,9 @@ class MessageTestCase(AsyncTestCase):
 # -------- (a) The request
 
 
+LONGEST_NAME = '.'.join(['a' * 63] * 3 + ['a' * 61])  # 253 characters
+
+
 class TestTarget(MessageTestCase):
 
     # url, host field, endpoint, target
@@ -346,6 +356,10 @@ class TestTarget(MessageTestCase):
          ('http', 'xn--r8jz45g.xn--zckzah', 8080), b'/'),
         ('http://h?a=1', b'h', ('http', 'h', 80), b'/?a=1'),
         ('http://h#f', b'h', ('http', 'h', 80), b'/'),
+        ('http://1\uff12\uff17\u30020\uff0e0\uff611/', b'127.0.0.1', ('http', '127.0.0.1', 80), b'/'),
+        ('http://{}/'.format(LONGEST_NAME), LONGEST_NAME.encode('ascii'), ('http', LONGEST_NAME, 80), b'/'),
+        ('http://{}./'.format(LONGEST_NAME), LONGEST_NAME.encode('ascii') + b'.',
+         ('http', LONGEST_NAME + '.', 80), b'/'),
         # An @ or a colon after the authority is no userinfo, and no port.
         ('http://h/a@b:c', b'h', ('http', 'h', 80), b'/a@b:c'),
         ('http://h?x=a@b:c', b'h', ('http', 'h', 80), b'/?x=a@b:c'),
@@ -423,6 +437,8 @@ class TestTarget(MessageTestCase):
         for params, added in self.PARAMS:
             for path, separator in (
                     (b'/p', b'?'), (b'/p?x=%2F+y', b'&'), (b'/p?', b''), (b'/p?x&', b''), (b'/', b'?'),
+                    # Data, and not the beginning of the query
+                    (b'/p?x=?', b'&'), (b'/p??', b'&'),
             ):
                 with self.subTest((params, path)):
                     request, made = self.scripted(OK_EMPTY)
@@ -489,6 +505,8 @@ class TestTarget(MessageTestCase):
                 # Not absolute, or of another scheme
                 '', '/', '/p', '//h/p', 'h', 'h/p', 'h:80', 'http', 'http:', 'http:/h', 'http:h', 'ftp://h/', 'ws://h/',
                 'file:///p', 'httpx://h/', 'xhttp://h/',
+                # Which is an s where only letter case is ignored
+                'http\u017f://h/', 'HTTP\u017f://h/',
                 # No host
                 'http://', 'http:///p', 'http://?a', 'http://#f', 'http://:80/', 'http://[]/',
                 # No port
@@ -501,12 +519,24 @@ class TestTarget(MessageTestCase):
                 'http://a b/', 'http://a%20b/', 'http://a\\b/', 'http://a"b/', 'http://a<b/', 'http://a..b/',
                 'http://.a/',
                 'http://\u2100.example/', 'http://{}/'.format('a' * 70),
+                # IDNA makes dots of these, where a filter, or the eye, sees none
+                'http://127\u20240.0.1/', 'http://example\u2024com/', 'http://a\u2488com/', 'http://a\ufe52b/',
+                # Longer than the DNS takes
+                'http://{}a/'.format(LONGEST_NAME), 'http://{}a./'.format(LONGEST_NAME),
+                'http://{}/'.format('\xe9.' * 120),
                 # No UTF-8, and no str
                 'http://h/\ud800', 'http://h/?\udfff', 'http://\ud800/', b'http://h/', None, 1,
         ):
             with self.subTest(url):
                 await self.raises(HttpRequestError, request(b'GET', url))
                 self.assertEqual(made, [])
+
+    async def test_a_long_name_is_refused_before_it_is_encoded(self):
+        request, made = self.scripted(OK_EMPTY)
+        # Encoding it takes 0.1 s, and all that there is at once, and then says something else.
+        error = await self.raises(HttpRequestError, request(b'GET', 'http://{}/'.format('\u0227.\u0301' * 3000)))
+        self.assertIn('longer than 254', str(error))
+        self.assertEqual(made, [])
 
     async def test_userinfo_is_refused_and_the_error_says_why(self):
         request, made = self.scripted(OK_EMPTY)
@@ -781,6 +811,7 @@ class TestRequestBody(MessageTestCase):
             ('a partial', functools.partial(pieces_of, b'ab', b'cde')),
             ('an async generator function', BodyMethods().give),
             ('an object to call', BodyMethods()),
+            ('a class', BodyOfItsOwn),
             ('an iterable', BodyAgain(b'ab', b'cde')),
             ('a function that returns an iterable', lambda: BodyAgain(b'ab', b'cde')),
             ('an iterator', BodyOnce(b'ab', b'cde')),
@@ -4086,17 +4117,17 @@ class TimeTest(ConnectionTestCase):
 
     async def test_a_timer_of_one_request_does_not_reach_the_next(self):
         port = self.serve(*numbered())
-        request, _ = self.pool(socket_timeout=0.2)
+        request, _ = self.pool(socket_timeout=0.6)
         self.assertEqual(await self.text(request, port), b'0')
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(0.7)
         self.assertEqual(await self.text(request, port), b'0')
 
         def late(peer):
-            time.sleep(0.15)
+            time.sleep(0.4)
             peer.send(reply_of(b'late'))
         # The second wait begins when the first one's time is nearly over.
         port = self.serve(answering(late))
-        for _ in range(3):
+        for _ in range(2):
             self.assertEqual(await self.text(request, port), b'late')
 
     async def test_a_timeout_does_not_cancel_the_callers_task(self):
@@ -5235,6 +5266,14 @@ class TestTlsInMemory(AsyncTestCase):
         with self.assertRaises(socket.timeout):
             await connection.read()
 
+    async def test_a_wait_that_is_over_is_not_begun_anew_for_the_rest_of_a_record(self):
+        peer = MemoryTls()
+        connection = await peer.connect()
+        with self.assertRaises(socket.timeout):
+            await connection.read(time.monotonic() - 1)
+        peer.server.write(b'answer')
+        self.assertEqual(await connection.read(), b'answer')
+
     async def test_the_last_bytes_and_close_notify_go_out_at_close(self):
         peer = MemoryTls()
         connection = await peer.connect()
@@ -5582,10 +5621,15 @@ class ResizedBody:
         self.is_closed = True
 
 
-async def connect_slowly(*args):
-    connection = await lowhaio.connect_directly(*args)
-    await asyncio.sleep(0.05)  # as the handshake of a proxy may take
-    return connection
+def connect_slowly(until=None):
+    """A `connect` that takes some time, as the handshake of a proxy may, and at least until this threading.Event"""
+    async def connect(*args):
+        connection = await lowhaio.connect_directly(*args)
+        if until is not None:
+            await in_thread(until.wait, TEST_SECONDS)
+        await asyncio.sleep(0.05)
+        return connection
+    return connect
 
 
 class TestFoundInReview(ConnectionTestCase):
@@ -5621,10 +5665,16 @@ class TestFoundInReview(ConnectionTestCase):
     async def test_what_comes_on_a_fresh_connection_before_the_request_is_no_answer(self):
         def greets(peer):
             peer.send(OK + b'content-length: 5\r\n\r\nstray')
+            done.set()
             got.put(peer.read_to_close())
 
         def closes(peer):
-            pass
+            if isinstance(peer.sock, ssl.SSLSocket):
+                peer.sock.settimeout(0)
+                with contextlib.suppress(ssl.SSLWantReadError):  # the other's close_notify is not waited for
+                    peer.sock.unwrap()
+            peer.abort()
+            done.set()
 
         expects = ((b'expect', b'100-continue'),)
         for tls, (script, seen) in itertools.product(
@@ -5634,9 +5684,9 @@ class TestFoundInReview(ConnectionTestCase):
                     (b'GET', (), None), (b'HEAD', (), None), (b'POST', (), None), (b'POST', (), streamed(b'x')),
                     (b'PUT', (), streamed(b'x')), (b'PUT', expects, streamed(b'x'))):
                 with self.subTest((tls is not None, script.__name__, method, headers)):
-                    got = queue.Queue()
+                    got, done = queue.Queue(), threading.Event()
                     url = '{}://127.0.0.1:{}/'.format('https' if tls else 'http', self.serve(script, tls=tls))
-                    request, _ = self.pool(connect=connect_slowly, get_ssl_context=client_context)
+                    request, _ = self.pool(connect=connect_slowly(done), get_ssl_context=client_context)
                     accepted = self.accepted
                     error = await self.raises(
                         HttpConnectionError, request(method, url, headers=headers, body=body))
@@ -5646,7 +5696,8 @@ class TestFoundInReview(ConnectionTestCase):
                     if script is greets:
                         self.assertEqual(await in_thread(got.get, True, PATIENCE), b'')
         # A generator that made its first piece is spent, which an HttpConnectionError would deny.
-        request, _ = self.pool(connect=connect_slowly)
+        done = threading.Event()
+        request, _ = self.pool(connect=connect_slowly(done))
         url = 'http://127.0.0.1:{}/'.format(self.serve(closes))
         error = await self.raises(HttpConnectionClosedError, request(b'PUT', url, body=CountedBody(b'x')()))
         self.assertEqual((error.reused, error.answered), (False, False))
@@ -5658,7 +5709,7 @@ class TestFoundInReview(ConnectionTestCase):
             peer.send(b'\x17\x03\x03\x00\x20' + bytes(32))
             peer.read_to_close()
 
-        request, _ = self.pool(connect=connect_slowly, get_ssl_context=client_context)
+        request, _ = self.pool(connect=connect_slowly(), get_ssl_context=client_context)
         error = await self.raises(HttpConnectionError, self.text(request, self.serve(script), scheme='https'))
         self.assertIsInstance(error.__cause__, ssl.SSLError)
         self.assertIn(str(error.__cause__), str(error))
