@@ -173,9 +173,12 @@ TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"  # RFC 9110 §5.6.2
 is_token = re.compile(TOKEN).fullmatch
 # Any byte but the controls, of which HTAB alone may stand in a value. RFC 9110 §5.5
 is_field_value = re.compile(rb'[^\x00-\x08\x0a-\x1f\x7f]*').fullmatch
-URL = re.compile(r'(https?)://([^/?#]*)([^?#]*)(\?[^#]*)?(?:#.*)?', re.IGNORECASE)  # RFC 3986 appendix B
+# RFC 3986 appendix B. ASCII, since where case is ignored an `s` would match U+017F too.
+URL = re.compile(r'(https?)://([^/?#]*)([^?#]*)(\?[^#]*)?(?:#.*)?', re.IGNORECASE | re.ASCII)
 AUTHORITY = re.compile(r'(?:\[([0-9A-Fa-f:.]+)\]|([^\[\]:]+))(?::([0-9]{0,5}))?')
 HOST_NAME = re.compile(r'[a-z0-9_~-]+(?:\.[a-z0-9_~-]+)*\.?')
+MAX_HOST_NAME = 253  # without a dot at its end. RFC 1035 §2.3.4
+find_dots = re.compile('[.\u3002\uff0e\uff61]').findall  # between labels. RFC 3490 §3.1
 LOOKS_LIKE_IPV4 = re.compile(r'(?:.*\.)?(?:[0-9]+|0x[0-9a-f]*)\.?')
 # What may stand in a path or a query, and `%`, so that nothing is encoded twice. RFC 3986 §3.3, §3.4
 TARGET_SAFE = "%/?:@!$&'()*+,;=~-._"
@@ -227,11 +230,14 @@ def ipv6_host(text):
 def named_host(text):
     """A host name in lower case, as A-labels, or an IPv4 address"""
     try:
+        if len(text) > MAX_HOST_NAME + 1:
+            raise UnicodeError(f'longer than {MAX_HOST_NAME + 1} characters')  # 40,000 would take IDNA 0.5 s
         host = text.encode('idna').decode('ascii').lower()
     except UnicodeError as error:
         raise HttpRequestError(f'The host is not a valid name: {text!r:.100} ({error})') from error
-    # IDNA may make a delimiter, or an address, of what was none: judged afterwards.
-    if not HOST_NAME.fullmatch(host) or len(host) > 254:
+    # IDNA may make a delimiter, a dot or an address of what was none: judged afterwards.
+    is_name = HOST_NAME.fullmatch(host) and len(find_dots(text)) == host.count('.')
+    if not is_name or len(host.rstrip('.')) > MAX_HOST_NAME:
         raise HttpRequestError(f'The host is not a valid name: {text!r:.100}')
     # Shortened, octal and hexadecimal addresses are read differently by different readers: a way round filters.
     if LOOKS_LIKE_IPV4.fullmatch(host) and not is_ip_address(host):
@@ -258,7 +264,8 @@ def with_params(target, params):
     except (TypeError, ValueError) as error:
         raise HttpRequestError(f'The params must be pairs or a mapping of strings: {error}') from error
     if query:
-        separator = b'?' if b'?' not in target else b'' if target.endswith((b'?', b'&')) else b'&'
+        _, mark, own_query = target.partition(b'?')
+        separator = b'?' if not mark else b'&' if own_query and not own_query.endswith(b'&') else b''
         target += separator + query.encode('ascii')
     return target
 
@@ -340,12 +347,16 @@ def compose(method, url_parts, params, headers, has_body):
     return Message(key, method, headers, head, chunked, length, expects, asks_to_close(named))
 
 
+def is_async_iterable(value):
+    return hasattr(type(value), '__aiter__')  # as Python looks it up: a class that has it is a function that makes one
+
+
 def check_body(body):
     """Refuses, by HttpRequestError, what cannot be a body"""
     if isinstance(body, (bytes, bytearray, memoryview, str)):
         raise HttpRequestError(f'The body must be an async iterable of bytes, got {type(body).__name__}: '
                                'use body=streamed(data)')
-    if not hasattr(body, '__aiter__') and not callable(body):
+    if not is_async_iterable(body) and not callable(body):
         raise HttpRequestError('The body must be an async iterable of bytes, or a function that returns one, got '
                                f'{type(body).__name__}')
 
@@ -406,8 +417,8 @@ class Upload:
 
     def _iterate(self):
         self.in_callers_code = True
-        iterable = self._body if hasattr(self._body, '__aiter__') else self._body()
-        if not hasattr(iterable, '__aiter__'):
+        iterable = self._body if is_async_iterable(self._body) else self._body()
+        if not is_async_iterable(iterable):
             if asyncio.iscoroutine(iterable):
                 iterable.close()  # or it would warn that it was never awaited
             self.in_callers_code = False

@@ -137,6 +137,12 @@ class AsyncTestCase(unittest.TestCase):
         if hasattr(gc, 'freeze'):
             gc.freeze()
 
+    @classmethod
+    def tearDownClass(cls):
+        if hasattr(gc, 'freeze'):
+            gc.unfreeze()  # hypothesis judges by `gc.get_referrers`, which does not see what is frozen
+        super().tearDownClass()
+
     def setUp(self):
         gc.collect()
         self._caught = warnings.catch_warnings(record=True)

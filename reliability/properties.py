@@ -811,7 +811,8 @@ def with_params_encoded(target, pairs):
         return target
     if b'?' not in target:
         return target + b'?' + query
-    return target + (b'' if target[-1:] in b'?&' else b'&') + query
+    own = target.split(b'?', 1)[1]
+    return target + (b'&' if own and own[-1:] != b'&' else b'') + query
 
 
 # Any bytes but the controls, of which HTAB alone may stand in a value.
