@@ -619,13 +619,13 @@ def persists(version, named):
         b'keep-alive' in list_members(named.get(b'connection', ())) and b'transfer-encoding' not in named)
 
 
-def server_keep_alive(named):
-    """The seconds of the server's `keep-alive: timeout=N`; without one they have no end"""
+def keep_alive_seconds(named, most):
+    """For how long to keep the connection of this response idle: less than the server's `keep-alive: timeout=N`"""
     for member in list_members(named.get(b'keep-alive', ())):
         match = match_timeout(member)
         if match:
-            return float(match.group(1))
-    return float('inf')
+            return min(most, float(match.group(1)) - KEEP_ALIVE_MARGIN)
+    return most
 
 
 # -------- The body in
@@ -1600,7 +1600,7 @@ def Pool(
             named = by_name(fields)
             framing, length = response_framing(message.method, code, version, named)
             keep = sent_all and framing != 'close' and not message.closes and persists(version, named)
-            seconds = min(keep_alive_timeout, server_keep_alive(named) - KEEP_ALIVE_MARGIN) if keep else 0
+            seconds = keep_alive_seconds(named, keep_alive_timeout) if keep else 0
             decode = \
                 length_decoder(length) if framing == 'length' else \
                 chunked_decoder(max_header_length) if framing == 'chunked' else \

@@ -1797,7 +1797,9 @@ class TestPersistence(MessageTestCase):
         ):
             with self.subTest(values):
                 named = lowhaio.by_name([(b'keep-alive', value) for value in values])
-                self.assertEqual(lowhaio.server_keep_alive(named), float('inf') if expected is None else expected)
+                seconds = 999 if expected is None else expected - lowhaio.KEEP_ALIVE_MARGIN
+                self.assertEqual(lowhaio.keep_alive_seconds(named, 999), min(999, seconds))
+                self.assertEqual(lowhaio.keep_alive_seconds(named, 3), min(3, seconds))
 
     async def test_a_connection_is_used_again_if_it_persists(self):
         for version, response, sent, expected in self.CASES:
