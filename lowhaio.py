@@ -255,7 +255,7 @@ def is_ip_address(host):
 def with_params(target, params):
     """The target with `params`, pairs or a mapping, appended to its query; raises HttpRequestError"""
     try:
-        pairs = list(params.items() if hasattr(params, 'items') else params)
+        pairs = [(name, value) for name, value in (params.items() if hasattr(params, 'items') else params)]
         for name, value in pairs:
             for each in (name,) + (tuple(value) if isinstance(value, (list, tuple)) else (value,)):
                 if not isinstance(each, (str, bytes, int, float)):
@@ -1542,7 +1542,7 @@ def Pool(
         url_parts = split_url_cached(url) if is_short else split_url(url)
         message = compose(method, url_parts, params, headers, has_body)
         # What was given is equal to what is sent: nothing in it can change.
-        if key and message.headers == headers and len(message.head) <= MAX_REMEMBERED_LENGTH:
+        if key is not None and message.headers == headers and len(message.head) <= MAX_REMEMBERED_LENGTH:
             remember(messages, key, message)
         return message
 

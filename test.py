@@ -393,6 +393,7 @@ class TestTarget(MessageTestCase):
         ({'a': '1'}, b'a=1'),
         ({'a': ['1', '2'], 'b': '3'}, b'a=1&a=2&b=3'),
         ((('a', ('1', '2')), ('b', '3')), b'a=1&a=2&b=3'),
+        ([['a', '1'], ['b', ['2', '3']]], b'a=1&b=2&b=3'),
         ({'a': []}, b''),
         ({'abc': 'def'}, b'abc=def'),
         ({'a': 1}, b'a=1'),
@@ -448,6 +449,17 @@ class TestTarget(MessageTestCase):
         request, made = self.scripted(OK_EMPTY)
         await request(b'GET', 'http://h', params={'a': '1'})
         self.assertTrue(made[0].writes()[0].startswith(b'GET /?a=1 '))
+
+    async def test_no_request_is_sent_for_another(self):
+        request, made = self.scripted(*[OK_EMPTY] * 8)
+        asked = (
+            (dict(params={'a': '1'}), b'/?a=1', b''), (dict(headers=[(b'x', b'1')]), b'/', b'x: 1\r\n'),
+            (dict(params={'b': '2'}, headers=((b'x', b'2'),)), b'/?b=2', b'x: 2\r\n'), ({}, b'/', b''),
+        )
+        for arguments, target, fields in asked * 2:
+            await request(b'GET', 'http://h/', **arguments)
+            sent = b''.join(made[-1].writes())
+            self.assertTrue(sent.endswith(b'GET %b HTTP/1.1\r\nhost: h\r\n%b\r\n' % (target, fields)), sent)
 
     async def test_the_target_and_the_host_are_so_on_a_real_wire(self):
         await self.assert_on_the_wire(b'GET /a%2Fb%20c+;?x=%2F+&y=a%20b HTTP/1.1\r\nhost: HOST:PORT\r\n\r\n',
@@ -4119,13 +4131,13 @@ class TimeTest(ConnectionTestCase):
 
     async def test_a_timer_of_one_request_does_not_reach_the_next(self):
         port = self.serve(*numbered())
-        request, _ = self.pool(socket_timeout=0.6)
+        request, _ = self.pool(socket_timeout=0.8)
         self.assertEqual(await self.text(request, port), b'0')
-        await asyncio.sleep(0.7)
+        await asyncio.sleep(0.9)
         self.assertEqual(await self.text(request, port), b'0')
 
         def late(peer):
-            time.sleep(0.4)
+            time.sleep(0.5)
             peer.send(reply_of(b'late'))
         # The second wait begins when the first one's time is nearly over.
         port = self.serve(answering(late))
@@ -4669,6 +4681,33 @@ class LoopsTest(ConnectionTestCase):
         (request, _), = pools
         self.assertEqual(self.loop.run_until_complete(self.text(request, port)), b'x')
 
+    def test_a_connection_of_an_earlier_loop_is_not_kept_for_a_later_one(self):
+        gone = threading.Event()
+
+        def first_one(peer):
+            peer.read_head()
+            peer.send(OK + b'content-length: 3\r\n\r\nab')
+            go_on.wait(TEST_SECONDS)
+            peer.send(b'c')
+            self.assertEqual(peer.read_to_close(), b'')
+            gone.set()
+
+        go_on = threading.Event()
+        port = self.serve(first_one, *numbered()[1:])
+        request, close = self.pool()
+        first, second = new_event_loop(), new_event_loop()
+        try:
+            _, _, body = first.run_until_complete(request(b'GET', 'http://127.0.0.1:%d/' % port))
+            self.assertEqual(second.run_until_complete(self.text(request, port)), b'1')
+            go_on.set()
+            self.assertEqual(first.run_until_complete(buffered(body)), b'abc')
+            self.assertTrue(gone.wait(TEST_SECONDS), 'the connection of the first loop is still open')
+            self.assertEqual(second.run_until_complete(self.text(request, port)), b'1')
+            second.run_until_complete(close())
+        finally:
+            first.close()
+            second.close()
+
     def test_under_a_later_loop_a_pool_starts_afresh(self):
         for tls in (None, server_context()):
             for how in ('closed', 'stopped'):
@@ -5162,8 +5201,8 @@ class MemoryTls:
         self.closed_with = None
         self.inner = lowhaio.Connection(self.read, self.write, self.poll, lambda _: None, self.close, lambda: None)
 
-    async def connect(self):
-        connection = await lowhaio.tls_connection(self.inner, client_context(), 'localhost', 65536)
+    async def connect(self, host='localhost'):
+        connection = await lowhaio.tls_connection(self.inner, client_context(), host, 65536)
         self.server.do_handshake()
         return connection
 
@@ -5191,6 +5230,55 @@ class MemoryTls:
 
 
 class TestTlsInMemory(AsyncTestCase):
+
+    def test_received_records_go_on_whole_in_order_and_about_one_at_a_time(self):
+        wire, ends = b'', {0}
+        for number, length in enumerate((0, 1, 5, 100, 16384, 16640, 3, 65535, 16379, 0, 7)):
+            wire += b'\x17\x03\x03' + length.to_bytes(2, 'big') + bytes([number]) * length
+            ends.add(len(wire))
+        for cuts in ((len(wire),), (1,), (3, 7), (262144,), (16384, 5, 40000), (4, 16389)):
+            with self.subTest(cuts):
+                incoming = ssl.MemoryBIO()
+                records = lowhaio.RecordQueue(incoming)
+                given, at = b'', 0
+                for cut in itertools.cycle(cuts):
+                    # One step alone: what is fed next comes after what still waits.
+                    fed, at = wire[at:at + cut], at + cut
+                    records.feed(fed)
+                    for _ in range(2):
+                        step = incoming.read()
+                        self.assertLess(len(step), lowhaio.MAX_RECORD + 65540)
+                        given += step
+                        records.advance()
+                    if at >= len(wire):
+                        break
+                while incoming.pending or records.advance():
+                    given += incoming.read()
+                self.assertEqual(given, wire)
+                self.assertEqual(records.barren, len(wire))
+                self.assertFalse(records.is_cut())
+        for end in range(400):
+            records = lowhaio.RecordQueue(ssl.MemoryBIO())
+            records.feed(wire[:end or 1])
+            while records.advance():
+                pass
+            self.assertEqual(records.is_cut(), (end or 1) not in ends)
+        with self.assertRaises(ssl.SSLEOFError):
+            records.feed(b'')
+
+    async def test_the_name_to_verify_is_without_the_dot_at_its_end(self):
+        await MemoryTls().connect('localhost.')
+
+    async def test_a_peer_whose_certificate_is_refused_is_told_so(self):
+        peer = MemoryTls()
+        with self.assertRaises((ssl.SSLError, ssl.CertificateError)):
+            await peer.connect('other.test')
+        if sys.version_info >= (3, 7):  # before, Python judges the name itself, after the handshake
+            peer.incoming.write(peer.closed_with)
+            with self.assertRaises(ssl.SSLError) as caught:
+                peer.server.do_handshake()
+            self.assertIn('alert', str(caught.exception).lower())
+        self.assertIsNotNone(peer.closed_with)
 
     async def test_what_came_before_a_bad_record_is_given_and_then_its_error(self):
         peer = MemoryTls()
@@ -5636,6 +5724,23 @@ def connect_slowly(until=None):
 
 class TestFoundInReview(ConnectionTestCase):
     """What readers of the code found, by their scripts"""
+
+    async def test_of_all_addresses_that_fail_the_last_is_the_cause(self):
+        errors = {'127.0.0.1': ConnectionRefusedError('refused'), '127.0.0.2': socket.timeout('slow')}
+
+        async def look_up(host, record_type):
+            return addresses if record_type == TYPES.A else ()
+
+        async def open_socket(family, address):
+            raise errors[address[0]]
+
+        for addresses, cls in ((('127.0.0.1', '127.0.0.2'), HttpConnectionTimeout),
+                               (('127.0.0.2', '127.0.0.1'), HttpConnectionError)):
+            error = await self.raises(
+                cls, lowhaio.connect_directly('http', 'h.test', 80, look_up, open_socket, None))
+            self.assertIs(error.__cause__, errors[addresses[-1]])
+            self.assertIn('127.0.0.1: refused', str(error))
+            self.assertIn('127.0.0.2: slow', str(error))
 
     async def test_a_piece_that_was_released_or_closed_is_an_error_of_the_body(self):
         released = memoryview(b'x')
