@@ -4653,6 +4653,18 @@ def in_loop_of_its_own(coroutine_function, *args):
         loop.close()
 
 
+def halting(first, go_on, rest, gone):
+    """A script that answers one request in two parts, the second after `go_on`, and sets `gone` at the close"""
+    def script(peer):
+        peer.read_head()
+        peer.send(first)
+        go_on.wait(TEST_SECONDS)
+        peer.send(rest)
+        if not peer.read_to_close():
+            gone.set()
+    return script
+
+
 class LoopWithoutReaders(asyncio.SelectorEventLoop):
     """As the Proactor loop of Windows is: it has no readers but for itself"""
     add_reader = asyncio.AbstractEventLoop.add_reader
@@ -4682,18 +4694,8 @@ class LoopsTest(ConnectionTestCase):
         self.assertEqual(self.loop.run_until_complete(self.text(request, port)), b'x')
 
     def test_a_connection_of_an_earlier_loop_is_not_kept_for_a_later_one(self):
-        gone = threading.Event()
-
-        def first_one(peer):
-            peer.read_head()
-            peer.send(OK + b'content-length: 3\r\n\r\nab')
-            go_on.wait(TEST_SECONDS)
-            peer.send(b'c')
-            self.assertEqual(peer.read_to_close(), b'')
-            gone.set()
-
-        go_on = threading.Event()
-        port = self.serve(first_one, *numbered()[1:])
+        go_on, gone = threading.Event(), threading.Event()
+        port = self.serve(halting(OK + b'content-length: 3\r\n\r\nab', go_on, b'c', gone), *numbered()[1:])
         request, close = self.pool()
         first, second = new_event_loop(), new_event_loop()
         try:
@@ -5964,17 +5966,9 @@ class TestFoundInReview(ConnectionTestCase):
         self.assertLess(max(sizes), 2000000)
 
     async def test_a_finished_body_does_not_keep_a_dropped_pool(self):
-        ended = threading.Event()
-
-        def script(peer):
-            peer.read_head()
-            peer.send(OK + b'content-length: 3\r\n\r\n')
-            go_on.wait(TEST_SECONDS)
-            peer.send(b'abc')
-            peer.read_to_close()
-            ended.set()
+        go_on, ended = threading.Event(), threading.Event()
+        script = halting(OK + b'content-length: 3\r\n\r\n', go_on, b'abc', ended)
         request, close = Pool(keep_alive_timeout=1000)
-        go_on = threading.Event()
         _, _, body = await request(b'GET', 'http://127.0.0.1:%d/' % self.serve(script))
         go_on.set()
         self.assertEqual(await buffered(body), b'abc')

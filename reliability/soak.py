@@ -677,8 +677,8 @@ def growth(samples, seconds, out):
         if not warm or warm[-1].seconds - warm[0].seconds < 2 * tenth:
             out(f'{what}: not judged, the run is too short')
             continue
-        if warm[0].heap is None and what == 'heap':
-            out('heap: not judged, there is no mallinfo2 here')
+        if getattr(warm[0], what) is None:
+            out(f'{what}: not judged, it cannot be told here')
             continue
         judged += 1
         most += of_sample * len(samples)
