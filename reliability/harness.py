@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import functools
 import gc
+import inspect
 import os
 import select
 import socket
@@ -119,7 +120,7 @@ class AsyncTestCase(unittest.TestCase):
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
         for name, method in list(vars(cls).items()):
-            if name.startswith('test') and asyncio.iscoroutinefunction(method):
+            if name.startswith('test') and inspect.iscoroutinefunction(method):
                 setattr(cls, name, cls._in_loop(method))
 
     @staticmethod
