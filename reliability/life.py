@@ -240,6 +240,9 @@ class Race:
         if not head:
             return False
         number = int(re.search(rb' /([0-9]+) ', head).group(1))
+        length = re.search(rb'\r\ncontent-length: ([0-9]+)\r', head)
+        if length and len(peer.read(int(length.group(1)))) < int(length.group(1)):
+            return False
         if b'chunked' in head and not peer.read_until(b'0\r\n\r\n').endswith(b'0\r\n\r\n'):
             return False
         self.answered[number] += 1

@@ -768,6 +768,7 @@ class ResponseProperties(PropertyTestCase):
 # -------- Requests, and what must stand on the wire
 
 UNRESERVED = string.ascii_letters + string.digits + '-._~'
+TARGET_SAFE = UNRESERVED + "!$&'()*+,;=:@/?"
 CHARACTERS = choose(*"aZ0/%+;=&~!'()*,:@ []{}|\\^`\"<>$-._", '%2F', '%20', '%zz', '..', '//', '\xe9', '\u6f22',
                     '\U0001f600', '\x80', '\xa0', '\u2028')
 TEXTS = st.lists(CHARACTERS, max_size=6).map(''.join)
@@ -794,7 +795,10 @@ def urls(draw):
     path = draw(choose('', '/', '/')) and '/' + draw(TEXTS) + draw(choose('', '', '&'))
     query = draw(choose('', '?')) and '?' + draw(TEXTS) + draw(choose('', '?', '&'))
     fragment = draw(choose('', '#')) and '#' + draw(TEXTS) + '?#'
-    target = encoded((path or '/') + query, UNRESERVED + "!$&'()*+,;=:@/?%")
+    first, *rest = ((path or '/') + query).split('%')
+    target = encoded(first, TARGET_SAFE) + ''.join([
+        ('%' if len(HEX_DIGITS.intersection(part[:2].encode())) == len(set(part[:2])) and len(part) > 1 else '%25') +
+        encoded(part, TARGET_SAFE) for part in rest])
     return scheme + '://' + host + port + path + query + fragment, (sent_host + sent_port).encode(), target.encode()
 
 
@@ -867,12 +871,13 @@ def requests(draw):
         own.append((b'Content-Length', draw(choose(b'%d', b'00%d')) % len(content)))
     elif framing == 'chunked':
         own.append((b'Transfer-Encoding', draw(choose(b'chunked', b'Chunked'))))
-    if kind != 'none':
-        own += [(b'Expect', b'100-continue')] * draw(choose(0, 0, 1))
+    expects = kind != 'none' and (framing != 'nothing' or kind != 'streamed' or content) and draw(choose(0, 0, 1))
+    own += [(b'Expect', b'100-continue')] * bool(expects)
     headers = draw(st.permutations(fields + own))
     added = \
         [] if framing != 'nothing' else \
-        [(b'transfer-encoding', b'chunked')] if kind != 'none' else \
+        [(b'content-length', b'%d' % len(content))] if kind == 'streamed' and content else \
+        [(b'transfer-encoding', b'chunked')] if content or expects else \
         [(b'content-length', b'0')] if method in (b'POST', b'PUT', b'PATCH') else \
         []
     host = [] if own[:1] and own[0][0] == b'Host' else [(b'host', authority)]
@@ -1035,7 +1040,7 @@ def check_hostile_request(client, arguments, pieces, takes=(65536,)):
     assert read_request_by_h11(wire) == as_h11_gives(method, target, fields, content)
     assert method == arguments['method']
     assert content == (b''.join(pieces) if arguments['body'] is not None else b'')
-    given = [(name, value.strip(b' \t')) for name, value in arguments['headers']]
+    given = [(name, value.strip(b' \t')) for name, value in arguments['headers'] or ()]
     added = [field for field in fields if field not in given]
     assert [field for field in fields if field in given] == given
     assert {name for name, _ in added} <= {b'host', b'transfer-encoding', b'content-length'}, added
