@@ -6,7 +6,8 @@
     await close()
 
 The file reads the way a request travels: errors; bodies; url and head out; framing, and the head in; the body in;
-plain and TLS connections; connecting; one exchange on a connection; and `Pool`, which holds the state.
+plain and TLS connections; connecting; one exchange on a connection; `Pool`, which holds the state; and redirects, a
+layer on top of it.
 """
 import asyncio
 import collections
@@ -25,11 +26,11 @@ import urllib.parse
 from aiodnsresolver import TYPES, DnsRecordDoesNotExist, Resolver
 
 __all__ = (
-    'Pool', 'streamed', 'buffered', 'connect_directly', 'get_ssl_context_default',
-    'set_sock_options_default', 
+    'Pool', 'streamed', 'buffered', 'redirectable', 'connect_directly', 'get_ssl_context_default',
+    'set_sock_options_default', 'IDEMPOTENT', 'replayable', 'origin', 'url_with_params',
     'HttpError', 'HttpRequestError', 'HttpConnectionError', 'HttpDnsError', 'HttpTlsError', 'HttpConnectionTimeout',
     'HttpDataError', 'HttpBodyError', 'HttpConnectionClosedError', 'HttpProtocolError', 'HttpHeaderTooLong',
-    'HttpDataTimeout',
+    'HttpRedirectError', 'HttpDataTimeout',
 )
 
 # What one write hands to the kernel, or to TLS, at most: a MemoryBIO holds a second copy of it.
@@ -110,6 +111,11 @@ class HttpProtocolError(HttpDataError):
 
 class HttpHeaderTooLong(HttpProtocolError):
     """A head, a chunk-size line, the trailers or a run of 1xx responses exceeds `max_header_length` bytes"""
+
+
+class HttpRedirectError(HttpDataError):
+    """A redirect that is not followed, or whose target could not be asked; the request before it was answered"""
+    answered = True
 
 
 class HttpDataTimeout(HttpDataError, asyncio.TimeoutError):
@@ -289,6 +295,24 @@ def with_params(target, params):
     return target
 
 
+def url_with_params(url, params):
+    """The url, a str, with `params`, pairs or a mapping, appended to its query, as `request` does it
+
+    Raises HttpRequestError.
+    """
+    split_url(url)
+    url, mark, fragment = url.partition('#')
+    return with_params(url.encode(), params).decode() + mark + fragment
+
+
+def origin(url):
+    """(scheme, host, port) of a url, such as ('https', 'example.com', 443): where its request goes. RFC 6454 §4
+
+    Raises HttpRequestError.
+    """
+    return split_url(url)[0]
+
+
 def header_pairs(headers):
     """The caller's headers, pairs or a mapping or None, as a tuple of pairs; raises HttpRequestError"""
     if headers is None:
@@ -419,6 +443,11 @@ def has_ended(body):
 
 
 PLAYED_BEFORE = 'The body is a generator that was played to its end before: give a function that returns a new one'
+
+
+def replayable(body):
+    """Whether a request with this body may be sent twice: None, a function, or an iterable not its own iterator"""
+    return body is None or (not hasattr(type(body), '__anext__') if is_async_iterable(body) else callable(body))
 
 
 class Upload:
@@ -1864,3 +1893,175 @@ def Pool(
 
     owner = _Owner(functools.partial(drop_idle, orderly=False))
     return request, close
+
+
+# -------- A layer: redirects
+#
+# A layer is a function that takes a `request`, and returns one. It passes on the keywords that it does not know, and
+# closes the response that it does not hand over.
+
+FOLLOWED = frozenset((b'301', b'302', b'303', b'307', b'308'))
+CREDENTIALS = frozenset((b'authorization', b'cookie', b'proxy-authorization'))
+OF_A_BODY = re.compile(rb'content-.*|transfer-encoding|expect|trailer', re.DOTALL)
+# RFC 3986 appendix B, with the scheme as in §3.1
+REFERENCE = re.compile(r'(?:([A-Za-z][A-Za-z0-9+.-]*):)?(//[^/?#]*)?([^?#]*)(\?[^#]*)?(#.*)?', re.DOTALL)
+# Bytes of a redirect's own body, and seconds: what it costs to read them, instead of a new connection.
+MAX_DRAINED = 65536
+MAX_DRAIN_SECONDS = 1
+
+
+def redirectable(request, max_redirects=20, dropped=(), downgrade=False, on_redirect=None):
+    """A `request` that follows redirects: 301, 302, 303, 307 and 308, with the methods of the Fetch standard
+
+    - `max_redirects`: how many are followed; one more is an error.
+    - `dropped`: names of headers, as bytes, that are not sent to another origin, beside authorization, cookie,
+      proxy-authorization and host.
+    - `downgrade`: whether https may redirect to http.
+    - `on_redirect(code, url)`: called before each is followed, with its code as bytes and its absolute url as str; what
+      it raises passes through.
+
+    A redirect without a location is a response like any other. One that is not followed raises HttpRedirectError, and
+    so does what comes after a redirect and says that nothing was sent: of the caller's request something was. A body is
+    sent again where the method stays; one that can be played once, and was begun, is an error.
+    """
+    if not isinstance(max_redirects, int) or isinstance(max_redirects, bool) or max_redirects < 0:
+        raise TypeError(f'max_redirects must be an int of 0 or more, got {max_redirects!r:.100}')
+    names = tuple(dropped)
+    if not all(isinstance(name, bytes) and is_token(name) for name in names):
+        raise TypeError(f'dropped must be names of headers as bytes, such as (b\'x-api-key\',), got {dropped!r:.100}')
+    if on_redirect is not None and not callable(on_redirect):
+        raise TypeError(f'on_redirect must be a function of the code and the url, got {on_redirect!r:.100}')
+    of_this_origin = CREDENTIALS.union((b'host',), [name.lower() for name in names])
+
+    async def redirecting_request(method, url, params=(), headers=(), body=None, **kwargs):
+        headers = header_pairs(headers)
+        if params:
+            url = url_with_params(url, params)
+        if is_async_iterable(body) and not replayable(body):
+            body = _Once(body)
+        count = 0  # of those that were followed
+        while True:
+            try:
+                code, fields, answer = await request(method, url, headers=headers, body=body, **kwargs)
+            except (HttpRequestError, HttpConnectionError) as error:
+                if not count:
+                    raise
+                raise HttpRedirectError(f'After {count} redirects, at {shown(url)!r:.100}: {error}') from error
+            locations = {value for name, value in fields if name == b'location'} if code in FOLLOWED else ()
+            if not any(locations):
+                return code, fields, answer
+            await drain(answer)
+            if count == max_redirects:
+                raise HttpRedirectError(f'More than {max_redirects} redirects, the last at {shown(url)!r:.100}')
+            target = redirect_target(url, locations, downgrade)
+            target_method = redirect_method(method, code)
+            if target_method != method:
+                method, body = target_method, None
+                headers = tuple([field for field in headers if not OF_A_BODY.fullmatch(field[0].lower())])
+            elif isinstance(body, _Once) and body.is_begun:
+                raise HttpRedirectError(f'The redirect at {shown(url)!r:.100} asks for the body again, which can be '
+                                        'played once: give a function that returns a new one')
+            if origin(target) != origin(url):
+                headers = tuple([field for field in headers if field[0].lower() not in of_this_origin])
+            url = target
+            count += 1
+            if on_redirect is not None:
+                on_redirect(code, url)
+
+    return redirecting_request
+
+
+class _Once:
+    """A body that can be played once, and that says whether it was begun"""
+    __slots__ = ('_body', 'is_begun', 'content_length', 'aclose')
+
+    def __init__(self, body):
+        self._body = body
+        self.is_begun = False
+        self.content_length = getattr(body, 'content_length', None)
+        self.aclose = getattr(body, 'aclose', no_aclose)
+
+    def __aiter__(self):
+        return self
+
+    def __anext__(self):
+        self.is_begun = True
+        return self._body.__anext__()
+
+
+async def no_aclose():
+    pass
+
+
+async def drain(body):
+    """Reads a body to its end, so that its connection serves again, or, where that takes long, closes it"""
+    loop = asyncio.get_event_loop()
+    size = 0
+    # Closing ends the read. Not `wait_for`: before Python 3.12 it can lose a cancellation.
+    timer = loop.call_later(MAX_DRAIN_SECONDS, lambda: loop.create_task(body.aclose()))
+    try:
+        with contextlib.suppress(HttpDataError):  # closed, or broken off: what counts is in the head
+            async for piece in body:
+                size += len(piece)
+                if size > MAX_DRAINED:
+                    break
+    finally:
+        timer.cancel()
+        await body.aclose()
+
+
+def redirect_method(method, code):
+    """The method of the request to a redirect's target. Fetch standard, HTTP-redirect fetch; RFC 9110 §15.4"""
+    becomes_get = method == b'POST' if code in (b'301', b'302') else code == b'303' and method != b'HEAD'
+    return b'GET' if becomes_get else method
+
+
+def redirect_target(url, locations, downgrade):
+    """The url, as str, to which a response to the one of `url` redirects; raises HttpRedirectError"""
+    if len(locations) > 1:
+        raise HttpRedirectError(f'The redirect at {shown(url)!r:.100} has {len(locations)} locations that differ')
+    location, = locations
+    try:
+        location = location.decode()
+    except UnicodeDecodeError:  # some other encoding, in which the server also expects it
+        location = re.sub(rb'[\x80-\xff]', lambda match: b'%%%02X' % ord(match.group()), location).decode()
+    target = resolved(url, location)
+    try:
+        scheme, *_ = origin(target)
+    except HttpRequestError as error:
+        raise HttpRedirectError(f'The redirect at {shown(url)!r:.100} cannot be followed: {error}') from error
+    if scheme == 'http' and origin(url)[0] == 'https' and not downgrade:
+        raise HttpRedirectError(f'The redirect at {shown(url)!r:.100} is from https to http, which is not followed: '
+                                f'{shown(target)!r:.100}')
+    return target
+
+
+def resolved(base, reference):
+    """The url that a reference means at the url `base`. RFC 3986 §5.2.2, and for the fragment RFC 9110 §10.2.2
+
+    `urllib.parse.urljoin` drops empty segments of paths.
+    """
+    scheme, authority, path, query, fragment = REFERENCE.fullmatch(base).groups('')
+    to_scheme, to_authority, to_path, to_query, to_fragment = REFERENCE.fullmatch(reference).groups('')
+    if to_scheme or to_authority:
+        scheme, authority, path, query = to_scheme or scheme, to_authority, without_dots(to_path), to_query
+    elif to_path:
+        merged = to_path if to_path.startswith('/') else path.rpartition('/')[0] + '/' + to_path  # §5.2.3
+        path, query = without_dots(merged), to_query
+    elif to_query:
+        query = to_query
+    return f'{scheme}:{authority}{path}{query}{to_fragment or fragment}'
+
+
+def without_dots(path):
+    """An absolute path, or '', without its `.` and `..`. RFC 3986 §5.2.4"""
+    kept = []
+    segments = path.split('/')
+    for segment in segments:
+        if segment == '..':
+            del kept[max(1, len(kept) - 1):]  # the first is what is before the leading slash: nothing
+        elif segment != '.':
+            kept.append(segment)
+    if segments[-1] in ('.', '..'):
+        kept.append('')
+    return '/'.join(kept)

@@ -69,6 +69,7 @@ from lowhaio import (
     HttpError,
     HttpHeaderTooLong,
     HttpProtocolError,
+    HttpRedirectError,
     HttpRequestError,
     HttpTlsError,
     Pool,
@@ -124,6 +125,10 @@ from reliability.life import (  # noqa: F401
 from reliability.properties import DifferentialTests, RequestProperties, ResponseProperties  # noqa: F401
 from reliability.scripted import DRAIN
 from reliability.soak import SoakTests  # noqa: F401
+from tests.redirects import (  # noqa: F401
+    RedirectAnswerTests, RedirectBodyTests, RedirectFailureTests, RedirectLimitTests, RedirectMethodTests,
+    RedirectOriginTests, RedirectTargetTests, UrlHelperTests,
+)
 
 # ======== The messages: what goes on the wire, and what is made of what comes back
 
@@ -2650,6 +2655,7 @@ class TestMessageErrors(MessageTestCase):
                 (HttpConnectionClosedError, (HttpDataError,)),
                 (HttpProtocolError, (HttpDataError,)),
                 (HttpHeaderTooLong, (HttpProtocolError,)),
+                (HttpRedirectError, (HttpDataError,)),
                 (HttpDataTimeout, (HttpDataError, asyncio.TimeoutError)),
         ):
             with self.subTest(error.__name__):

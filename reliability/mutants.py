@@ -1,4 +1,4 @@
-"""Mutation testing of the framing functions: each mutant must make a test fail, or be explained here
+"""Mutation testing of the framing functions, and of redirects: each mutant must make a test fail, or be explained here
 
     python -m reliability.mutants [--jobs 2] [--only WORD] [--every N]
 
@@ -21,6 +21,7 @@ TREE = pathlib.Path(__file__).resolve().parent.parent
 REGIONS = (
     (r'^def request_framing\(', r'^LAST_CHUNK = '),
     (r'^# -+ Framing, and the head in', r'^class ResponseBody'),
+    (r'^# -+ A layer: redirects', None),  # to the end
 )
 # The quickest first: nearly all mutants fall to it.
 COMMANDS = (
@@ -29,6 +30,7 @@ COMMANDS = (
     ['-m', 'unittest', '-f', 'reliability.framing.BoundTests', 'reliability.framing.CaseTests'],
     ['test.py', '-f', 'TestRequestBody', 'TestMessageErrors', 'TestExpect', 'TestEarlyAnswer', 'TestRareTurns',
      'ReuseTest'],
+    ['-m', 'unittest', '-f', 'tests.redirects'],
 )
 SECONDS = 90
 
@@ -47,6 +49,8 @@ EXPLAINED = (
     (r'^if len\(held\) >= longest_line', 'a line that fills its bound and has not ended will exceed it'),
     (r'^trailers = FOLD\.sub', 'trailers are judged, and skipped'),
     (r'chunk_size\.__wrapped__', 'which sizes are looked up, and which parsed: the same'),
+    (r'MAX_DRAINED|^size = 1$', 'a byte more or less of a redirect that is drained'),
+    (r'is_begun = None', 'as false as False'),
     (r'^count (=|-=) len\(payload\)', 'what an error says of how much came'),
 )
 
@@ -57,7 +61,7 @@ def lines_of_regions(source):
     numbers = set()
     for begin, end in REGIONS:
         first = next(n for n, line in enumerate(lines) if re.search(begin, line))
-        last = next(n for n, line in enumerate(lines) if n > first and re.search(end, line))
+        last = next((n for n, line in enumerate(lines) if n > first and end and re.search(end, line)), len(lines))
         numbers.update(range(first, last))
     return numbers
 

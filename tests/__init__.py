@@ -1,0 +1,1 @@
+"""The tests that test.py loads, by subject"""
