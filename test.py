@@ -125,6 +125,7 @@ from reliability.life import (  # noqa: F401
 from reliability.properties import DifferentialTests, RequestProperties, ResponseProperties  # noqa: F401
 from reliability.scripted import DRAIN
 from reliability.soak import SoakTests  # noqa: F401
+from tests.early_answers import EarlySuccessTests  # noqa: F401
 from tests.redirects import (  # noqa: F401
     RedirectAnswerTests, RedirectBodyTests, RedirectFailureTests, RedirectLimitTests, RedirectMethodTests,
     RedirectOriginTests, RedirectTargetTests, UrlHelperTests,
@@ -1049,7 +1050,7 @@ class TestRequestBody(MessageTestCase):
                     await request(b'GET', url)
                     self.assertEqual(self.accepted, accepted + 1)
 
-    async def test_what_a_body_raises_passes_untouched_and_the_connection_is_closed(self):
+    async def test_what_a_body_raises_passes_and_the_connection_is_closed(self):
         closed_error = HttpConnectionClosedError('of another request, whose response is this body')
         # Were it taken for an error of this exchange, the request would be sent again.
         closed_error.reused, closed_error.answered = True, False
@@ -1077,16 +1078,61 @@ class TestRequestBody(MessageTestCase):
         await request(b'GET', 'http://h/')
         once = []
         body = (BodyOnce if kind is BodyOnce else Again)(*(before + (error,)))
-        with self.assertRaises(type(error)) as caught:
+        # An error of this module would say of this request what it says of another.
+        is_ours = isinstance(error, HttpError)
+        with self.assertRaises(HttpBodyError if is_ours else type(error)) as caught:
             await request(b'PUT', 'http://h/', headers=headers, body=body)
-        self.assertIs(caught.exception, error)
+        self.assertIs(caught.exception.__cause__ if is_ours else caught.exception, error)
         self.assertIsNone(error.__cause__)
+        if is_ours:
+            self.assertIn(str(error), str(caught.exception))
+            self.assertEqual((caught.exception.reused, caught.exception.answered), (True, False))
         connection, = made
         self.assertTrue(connection.is_closed)
         self.assertEqual([b.closed for b in ([body] if kind is BodyOnce else once)], [1])
         # The message must not look complete.
         self.assertFalse(connection.writes()[-1].endswith(b'0\r\n\r\n'))
         self.assertIn(len(connection.writes()) - 1, (len(before), 0))
+
+    async def test_what_a_bodys_function_raises_passes_likewise(self):
+        for error in (KeyError('k'), HttpConnectionError('c')):
+            def body(error=error):
+                raise error
+
+            request, made = self.scripted(OK_EMPTY)
+            with self.assertRaises((KeyError, HttpBodyError)) as caught:
+                await request(b'PUT', 'http://h/', body=body)
+            self.assertIs(caught.exception.__cause__ or caught.exception, error)
+            self.assertEqual((made[0].writes(), made[0].is_closed), ([], True))
+
+    async def test_what_closing_a_body_raises_replaces_no_error(self):
+        class Closing(BodyOnce):
+            def __init__(self, late, *pieces):
+                super().__init__(*pieces)
+                self.late = late
+
+            async def aclose(self):
+                self.closed += 1
+                raise self.late
+
+        late_of_ours = HttpConnectionError('of another request')
+        for late in (KeyError('late'), late_of_ours, OSError('late'), asyncio.CancelledError()):
+            for pieces in ((b'ab',), (b'ab', ValueError('first')), (b'ab', HttpDnsError('first'))):
+                with self.subTest((late, pieces)):
+                    request, made = self.scripted(OK_EMPTY)
+                    body = Closing(late, *pieces)
+                    with self.assertRaises(BaseException) as caught:
+                        await request(b'PUT', 'http://h/', body=body)
+                    error = caught.exception
+                    if isinstance(late, asyncio.CancelledError):
+                        self.assertIs(error, late)
+                    elif len(pieces) == 1:
+                        self.assertIs(error.__cause__ if late is late_of_ours else error, late)
+                        self.assertIs(type(error), HttpBodyError if late is late_of_ours else type(late))
+                    else:
+                        self.assertIn('first', str(error))
+                        self.assertIs(error.__context__, late)
+                    self.assertEqual((body.closed, made[0].is_closed), (1, True))
 
     async def test_a_body_that_raises_leaves_the_server_with_half_a_message(self):
         got = queue.Queue()
@@ -1560,9 +1606,10 @@ def by_pure_functions(method, pieces):
     """(code, headers, body, surplus) as the functions without input or output understand these pieces"""
     reader = lowhaio.HeadReader(65536)
     pieces = iter(pieces)
-    while reader.response is None:
-        reader.feed(next(pieces, b''))
-    version, code, headers, rest = reader.response
+    head = None
+    while head is None:
+        head = reader.feed(next(pieces, b''))
+    version, code, headers, rest = head
     kind, length = framing_of(method, code, version, headers)
     if kind == 'none':
         return code, headers, b'', rest + b''.join(pieces)
@@ -1576,6 +1623,8 @@ def by_pure_functions(method, pieces):
     while surplus is None:
         payload, surplus = decode(next(pieces, b''))
         body += payload
+    if isinstance(surplus, HttpError):
+        raise surplus
     return code, headers, body, surplus + b''.join(pieces)
 
 
@@ -1909,7 +1958,8 @@ class TestPersistence(MessageTestCase):
                     lowhaio.by_name(((b'a', b'close'),) + tuple((b'connection', value) for value in values))
                     for values in (response, sent)
                 )
-                self.assertIs(lowhaio.persists(version, named) and not lowhaio.asks_to_close(sent_named), expected)
+                seconds = lowhaio.keep_alive_seconds(version, named, 15)
+                self.assertIs(seconds == 15 and not lowhaio.asks_to_close(sent_named), expected)
 
     def test_the_servers_keep_alive_is_its_timeout_in_seconds(self):
         for values, expected in (
@@ -1921,8 +1971,8 @@ class TestPersistence(MessageTestCase):
             with self.subTest(values):
                 named = lowhaio.by_name([(b'keep-alive', value) for value in values])
                 seconds = 999 if expected is None else expected - lowhaio.KEEP_ALIVE_MARGIN
-                self.assertEqual(lowhaio.keep_alive_seconds(named, 999), min(999, seconds))
-                self.assertEqual(lowhaio.keep_alive_seconds(named, 3), min(3, seconds))
+                self.assertEqual(lowhaio.keep_alive_seconds(b'1.1', named, 999), min(999, seconds))
+                self.assertEqual(lowhaio.keep_alive_seconds(b'1.1', named, 3), min(3, seconds))
 
     async def test_a_connection_is_used_again_if_it_persists(self):
         for version, response, sent, expected in self.CASES:
@@ -2757,6 +2807,11 @@ class TestMessageErrors(MessageTestCase):
                 (dict(headers=(b'authorization: s3cr3t',)), 'pairs'),
                 (dict(headers=b'authorization: s3cr3t'), 'pairs'),
                 (dict(headers=((b'', b's3cr3t'),)), 'empty'),
+                (dict(method=b'http://h/?s3cr3t'), 'http'), (dict(method='s3cr3t'), 'str'),
+                (dict(url='ftp://u:s3cr3t?x@h/'), '...'), (dict(url='http://u:s3cr3t#x@h/\n'), '...'),
+                (dict(url='u:s3cr3t?@h'), '...'), (dict(url='http://s3cr3t$/@h/'), 'host'),
+                (dict(url='http://s3cr3t:99999/@h/'), 'port'), (dict(url='http://1.s3cr3t.0x1/@h/'), 'host'),
+                (dict(url='http://[::g]/s3cr3t@h/'), 'host'), (dict(url='http://u:s3cr3t\ud800?@h/'), '...'),
                 (dict(url='http://h/\n?s3cr3t'), 'h/'), (dict(url='http://h/x?s3cr3t\n'), 'h/x'),
                 (dict(url='http://h/x#s3cr3t\n'), 'h/x'), (dict(url='http://s3cr3t@h/\n'), 'h/'),
                 (dict(url='http://u:s3cr3t@h/'), 'userinfo'), (dict(url='ftp://u:s3cr3t@h/x'), 'h/x'),
@@ -2780,17 +2835,22 @@ class TestMessageErrors(MessageTestCase):
 
     async def test_of_a_malformed_line_of_the_response_no_more_than_its_beginning_is(self):
         secret = b'x: ' + b'.' * 40 + b's3cr3t'
+        cookie = b'set-cookie: s3cr3t\r\n'
         for wire in (
                 secret + b'\r\n\r\n', b'HTTP/1.1 200 OK' + b'.' * 40 + b's3cr3t\x00\r\n\r\n',
                 OK + b'set-cookie : ' + secret + b'\r\n\r\n', OK + b'cookie: s3cr3t\r\nno colon\r\n\r\n',
                 OK + secret + b'\x00\r\n\r\n',
+                OK + cookie + b'\r\r\n\r\n', OK + b'x: a\r\n s3cr3t\r\nno colon\r\n\r\n',
+                b'ICY 200 OK...\r\n' + cookie, b'HTTP/2.0 200 OK...\r\n' + cookie + b'\r\n',
+                chunked_response(b'0\r\n' + cookie + b'\r\r\n\r\n'),
                 chunked_response(b'z' + secret + b'\r\n'), chunked_response(b'0\r\n' + secret + b'\x00\r\n\r\n'),
                 chunked_response(b'0\r\nx: s3cr3t\r\nno colon\r\n\r\n'),
         ):
             with self.subTest(wire):
                 error = await self.raises(HttpProtocolError, self.outcome(b'GET', [wire]))
                 self.assertNotIn('s3cr3t', str(error))
-                self.assertTrue(any(each in str(error) for each in ('...', 'no colon', 'HTTP/1.1 200', 'set-cookie')))
+                self.assertTrue(any(each in str(error) for each in (
+                    '...', 'no colon', 'HTTP/1.1 200', "b'set-cookie ", "b'\\r\\r'")))
 
     async def test_the_offending_bytes_are_in_the_sentence(self):
         for wire, offending in (
@@ -3484,11 +3544,12 @@ class SentAgainTest(ConnectionTestCase):
         request, port = await self.reused(script, answering(reply_after_body(8), seen=seen, number=1))
         headers = ((b'content-length', b'8'),)
         error = await self.raises(
-            HttpConnectionClosedError, self.text(request, port, method=b'PUT', headers=headers, body=generate))
+            HttpBodyError, self.text(request, port, method=b'PUT', headers=headers, body=generate))
         await self.happens(gone)
-        self.assertIs(error, raised[0])
+        self.assertIs(error.__cause__, raised[0])
         self.assertEqual(len(raised), 1)
-        self.assertEqual((error.reused, error.answered), (False, True), 'passes through untouched')
+        self.assertEqual((raised[0].reused, raised[0].answered), (False, True), 'is left untouched')
+        self.assertEqual((error.reused, error.answered), (True, False))
         self.assertEqual(seen, [(0, b'GET'), (0, b'PUT')])
 
     async def test_where_there_is_no_second_connection_the_error_still_says_that_something_was_sent(self):
@@ -4465,6 +4526,18 @@ class CancellationTest(ConnectionTestCase):
                 port = self.serve(answering(reply_of(b'sound')))
                 self.assertEqual(await self.text(request, port, 'one.test'), b'sound')
 
+    async def test_an_idle_connection_is_closed_where_its_look_up_is_cancelled(self):
+        names = FakeNames({'one.test': ['127.0.0.1']}, ttl=0)
+        sockets = ClientSockets()
+        request, _ = self.pool(get_dns_resolver=names, set_sock_options=sockets)
+        port = self.serve(answering(reply_of(b'sound')))
+        with mock.patch('lowhaio.MIN_TTL', 0.01):
+            await self.text(request, port, 'one.test')
+            names.records['one.test'] = never
+            await asyncio.sleep(0.02)
+            await self.cancelled(self.text(request, port, 'one.test'), None)
+        self.assertEqual(sockets.count_open(), 0)
+
     async def test_a_request_may_be_cancelled_while_it_connects(self):
         sockets = ClientSockets()
         request, _ = self.pool(set_sock_options=sockets)
@@ -4719,6 +4792,11 @@ class OwnershipTest(ConnectionTestCase):
                 self.assertEqual(sockets.count_open(), 0)
                 await self.happens(gone)
                 self.assertEqual(await self.text(request, port), b'sound')
+
+    async def test_a_request_outlives_its_function(self):
+        port = self.serve(answering(reply_of(b'sound')))
+        _, _, body = await lowhaio.Pool()[0](b'GET', 'http://127.0.0.1:%d/' % port)
+        self.assertEqual(await buffered(body), b'sound')
 
     async def test_a_pool_that_is_dropped_closes_what_is_idle(self):
         for tls in (None, server_context()):
@@ -5365,31 +5443,33 @@ class MemoryTls:
         self.server = server_context().wrap_bio(self.incoming, self.outgoing, server_side=True)
         self.errors = []
         self.blocked = 0
+        self.waits = []
         self.closed_with = None
-        self.inner = lowhaio.Connection(self.read, self.write, self.poll, lambda _: None, self.close, lambda: None)
+        self.inner = lowhaio.Connection(
+            self.receive, self.send, self.wait, lambda _: None, self.close, lambda: None)
 
     async def connect(self, host='localhost'):
-        connection = await lowhaio.tls_connection(self.inner, client_context(), host, 65536)
+        connection = await lowhaio.tls_connection(self.inner, client_context(), host, 65536, 10)
         self.server.do_handshake()
         return connection
 
-    async def read(self, timeout=None):
+    def receive(self):
         try:
             self.server.do_handshake()
         except ssl.SSLWantReadError:
             pass
-        return self.outgoing.read()
+        return self.outgoing.read() or None
 
-    async def write(self, view):
+    def send(self, data):
         if self.errors:
             raise self.errors.pop(0)
         if self.blocked:
             self.blocked -= 1
             return 0
-        return self.incoming.write(view)
+        return self.incoming.write(data)
 
-    def poll(self):
-        return self.outgoing.read() or None
+    async def wait(self, sending=False, seconds=None):
+        self.waits.append((sending, seconds))
 
     def close(self, last=b''):
         if self.closed_with is None:
@@ -5398,37 +5478,45 @@ class MemoryTls:
 
 class TestTlsInMemory(AsyncTestCase):
 
-    def test_received_records_go_on_whole_in_order_and_about_one_at_a_time(self):
-        wire, ends = b'', {0}
-        for number, length in enumerate((0, 1, 5, 100, 16384, 16640, 3, 65535, 16379, 0, 7)):
-            wire += b'\x17\x03\x03' + length.to_bytes(2, 'big') + bytes([number]) * length
-            ends.add(len(wire))
-        for cuts in ((len(wire),), (1,), (3, 7), (262144,), (16384, 5, 40000), (4, 16389)):
+    async def test_received_records_are_understood_wherever_they_are_cut(self):
+        for cuts in ((10 ** 6,), (1,), (3, 7), (262144,), (16384, 5, 40000), (4, 16389)):
             with self.subTest(cuts):
-                incoming = ssl.MemoryBIO()
-                records = lowhaio.RecordQueue(incoming)
-                given, at = b'', 0
+                peer = MemoryTls()
+                connection = await peer.connect()
+                self.assertIsNone(connection.receive())
+                for length in (1, 5, 100, 16384, 16640, 3, 65535, 16379, 7):
+                    peer.server.write(bytes([length % 256]) * length)
+                wire, at, pieces = peer.outgoing.read(), 0, []
                 for cut in itertools.cycle(cuts):
-                    fed, at = wire[at:at + cut], at + cut
-                    records.feed(fed)
-                    step = incoming.read()  # one alone: what is fed next comes after what still waits
-                    self.assertLess(len(step), lowhaio.MAX_RECORD + 65540)
-                    given += step
+                    peer.outgoing.write(wire[at:at + cut])
+                    at += cut
+                    while True:
+                        data = connection.receive()
+                        if data is None:
+                            break
+                        self.assertLessEqual(len(data), 65536)
+                        pieces.append(data)
                     if at >= len(wire):
                         break
-                while incoming.pending or records.advance():
-                    given += incoming.read()
-                self.assertEqual(given, wire)
-                self.assertEqual(records.barren, len(wire))
-                self.assertFalse(records.is_cut())
-        for end in range(400):
-            records = lowhaio.RecordQueue(ssl.MemoryBIO())
-            records.feed(wire[:end or 1])
-            while records.advance():
-                pass
-            self.assertEqual(records.is_cut(), (end or 1) not in ends)
-        with self.assertRaises(ssl.SSLEOFError):
-            records.feed(b'')
+                self.assertEqual(b''.join(pieces), b''.join(
+                    bytes([length % 256]) * length for length in (1, 5, 100, 16384, 16640, 3, 65535, 16379, 7)))
+
+    async def test_a_record_that_has_begun_is_not_silence_but_before_the_first_request(self):
+        for at in (1, 4, 5, 6, 20):
+            for is_used in (False, True):
+                with self.subTest((at, is_used)):
+                    peer = MemoryTls()
+                    connection = await peer.connect()
+                    self.assertIsNone(connection.poll())
+                    if is_used:
+                        self.assertEqual(connection.send(b'request'), 7)
+                        self.assertIsNone(connection.poll())
+                    peer.server.write(b'answer')
+                    wire = peer.outgoing.read()
+                    peer.outgoing.write(wire[:at])
+                    self.assertEqual(connection.poll(), b'' if is_used else None)
+                    peer.outgoing.write(wire[at:])
+                    self.assertEqual(connection.poll(), b'answer')
 
     async def test_the_name_to_verify_is_without_the_dot_at_its_end(self):
         await MemoryTls().connect('localhost.')
@@ -5449,84 +5537,74 @@ class TestTlsInMemory(AsyncTestCase):
         connection = await peer.connect()
         peer.server.write(b'good')
         peer.outgoing.write(b'\x17\x03\x03\x00\x20' + bytes(32))
-        self.assertEqual(await connection.read(), b'good')
-        with self.assertRaises(ssl.SSLError):
-            await connection.read()
+        self.assertEqual(connection.receive(), b'good')
+        for _ in range(2):
+            with self.assertRaises(ssl.SSLError):
+                connection.receive()
 
-    async def test_a_bad_record_on_an_idle_connection_is_its_end(self):
+    async def test_a_bad_record_on_an_idle_connection_is_told(self):
         peer = MemoryTls()
         connection = await peer.connect()
         self.assertIsNone(connection.poll())
         peer.outgoing.write(b'\x17\x03\x03\x00\x20' + bytes(32))
-        self.assertEqual(connection.poll(), b'')
+        with self.assertRaises(ssl.SSLError):
+            connection.poll()
 
-    async def test_what_comes_while_a_write_is_blocked_is_read_before_the_write_goes_on(self):
-        for how in ('read', 'poll'):
+    async def test_what_comes_while_a_send_is_blocked_is_received_before_it_goes_on(self):
+        for how in ('receive', 'poll'):
             with self.subTest(how):
                 peer = MemoryTls()
                 connection = await peer.connect()
                 peer.server.write(b'early')
-                peer.blocked = 1
-                self.assertEqual(await connection.write(memoryview(b'upload')), 0)
-                self.assertEqual(await connection.write(memoryview(b'upload')), 0)
-                self.assertEqual(await connection.read() if how == 'read' else connection.poll(), b'early')
-                self.assertEqual(await connection.write(memoryview(b'upload')), 6)
-                self.assertEqual(peer.server.read(100), b'upload')
+                peer.blocked = 2
+                self.assertEqual(connection.send(b'upload'), 6)  # taken, and on its way
+                self.assertEqual(connection.send(b'more'), 0)
+                self.assertEqual(getattr(connection, how)(), b'early')
+                self.assertEqual(connection.send(b'more'), 4)
+                self.assertEqual(peer.server.read(100) + peer.server.read(100), b'uploadmore')
 
-    async def test_what_the_peer_had_sent_is_read_though_it_takes_nothing_more(self):
+    async def test_what_the_peer_had_sent_is_received_though_it_takes_nothing_more(self):
         peer = MemoryTls()
         connection = await peer.connect()
         peer.errors.append(BrokenPipeError('gone'))
         with self.assertRaises(BrokenPipeError):
-            await connection.write(memoryview(b'upload'))
+            connection.send(b'upload')
         peer.server.write(b'answer')
-        self.assertEqual(await connection.read(), b'answer')
+        self.assertEqual(connection.receive(), b'answer')
+        self.assertIsNone(connection.receive())
+        await connection.wait(False, 10)
+        self.assertEqual(peer.waits[-1], (False, 10))  # it would be told at once, again and again
         for _ in range(2):  # what failed is not sent, and not said to be
             with self.assertRaises(BrokenPipeError):
-                await connection.write(memoryview(b'more'))
+                connection.send(b'more')
         connection.close()
         self.assertEqual(peer.closed_with, b'')  # nothing in the middle of a record
 
-    async def test_a_read_that_finds_the_peer_gone_goes_on_receiving(self):
+    async def test_a_receive_that_finds_the_peer_gone_goes_on_receiving(self):
         peer = MemoryTls()
         connection = await peer.connect()
         peer.server.write(b'first')
         peer.blocked = 1
-        self.assertEqual(await connection.write(memoryview(b'upload')), 0)
-        self.assertEqual(await connection.read(), b'first')
+        self.assertEqual(connection.send(b'upload'), 6)
+        self.assertEqual(connection.receive(), b'first')
         peer.errors.append(BrokenPipeError('gone'))
+        self.assertIsNone(connection.receive())
         peer.server.write(b'second')
-        self.assertEqual(await connection.read(), b'second')
+        self.assertEqual(connection.receive(), b'second')
 
-    async def test_a_read_that_has_the_rest_of_a_record_to_send_takes_what_comes_instead(self):
+    async def test_a_wait_with_the_rest_of_a_record_to_send_is_for_sending_too(self):
         peer = MemoryTls()
         connection = await peer.connect()
-        peer.server.write(b'first')
-        peer.blocked = 1
-        self.assertEqual(await connection.write(memoryview(b'upload')), 0)
-        self.assertEqual(await connection.read(), b'first')
-        peer.server.write(b'second')
-        peer.blocked = 1
-        self.assertEqual(await connection.read(), b'second')
-
-    async def test_a_read_whose_own_sending_times_out_says_so(self):
-        peer = MemoryTls()
-        connection = await peer.connect()
-        peer.server.write(b'first')
-        peer.blocked = 1
-        self.assertEqual(await connection.write(memoryview(b'upload')), 0)
-        self.assertEqual(await connection.read(), b'first')
-        peer.errors.append(socket.timeout('slow'))
-        with self.assertRaises(socket.timeout):
-            await connection.read()
-
-    async def test_a_wait_that_is_over_is_not_begun_anew_for_the_rest_of_a_record(self):
-        peer = MemoryTls()
-        connection = await peer.connect()
-        with self.assertRaises(socket.timeout):
-            await connection.read(time.monotonic() - 1)
-        peer.server.write(b'answer')
-        self.assertEqual(await connection.read(), b'answer')
+        self.assertIsNone(connection.receive())
+        peer.blocked = 2
+        self.assertEqual(connection.send(b'upload'), 6)
+        self.assertIsNone(connection.receive())
+        await connection.wait(False, 10)
+        self.assertEqual(peer.waits[-1], (True, 10))
+        self.assertIsNone(connection.receive())
+        await connection.wait(False, 5)
+        self.assertEqual(peer.waits[-1], (False, 5))
+        self.assertEqual(peer.server.read(100), b'upload')
 
     async def test_the_last_bytes_and_close_notify_go_out_at_close(self):
         peer = MemoryTls()
@@ -5544,30 +5622,29 @@ class TestSocketsOnly(AsyncTestCase):
         ours.setblocking(False)
         theirs.settimeout(10)
         self._peers.append(theirs)
-        return lowhaio.socket_connection(self.loop, ours, 10, 65536), ours, theirs
+        return lowhaio.tcp_connection(self.loop, ours, 65536), ours, theirs
 
-    async def blocked_write(self, connection):
-        view = memoryview(bytes(65536))
-        while await connection.write(view):
-            pass
+    async def blocked_send(self, connection):
+        while connection.receive() is None:
+            if not connection.send(bytes(65536)):
+                await connection.wait(True, 10)
 
-    async def test_what_comes_while_a_write_is_blocked_may_be_polled(self):
+    async def test_a_blocked_send_ends_when_something_comes(self):
         connection, _, theirs = self.connection()
-        write = self.loop.create_task(self.blocked_write(connection))
+        send = self.loop.create_task(self.blocked_send(connection))
         await asyncio.sleep(0)
         theirs.sendall(b'early')
-        await write
-        self.assertEqual(connection.poll(), b'early')
+        await send
         self.assertIsNone(connection.poll())
         connection.close()
 
-    async def test_a_blocked_write_ends_when_the_connection_is_closed(self):
+    async def test_a_blocked_send_ends_when_the_connection_is_closed(self):
         connection, _, theirs = self.connection()
-        write = self.loop.create_task(self.blocked_write(connection))
+        send = self.loop.create_task(self.blocked_send(connection))
         await asyncio.sleep(0)
         connection.close()
         with self.assertRaises(ConnectionAbortedError):
-            await write
+            await send
 
     async def test_in_a_forked_child_only_the_descriptor_is_closed(self):
         connection, ours, theirs = self.connection()
@@ -5582,7 +5659,7 @@ class TestSocketsOnly(AsyncTestCase):
     async def test_a_timer_that_fires_as_the_wait_ends_does_nothing(self):
         done = self.loop.create_future()
         done.set_result(None)
-        lowhaio.expire(done, 'not connected', 1)
+        lowhaio.time_out(done, 1)
         self.assertIsNone(await done)
 
     async def test_unix_sockets_connect_by_the_same_function(self):
@@ -5597,15 +5674,9 @@ class TestSocketsOnly(AsyncTestCase):
             sock.close()
 
     def test_a_loop_that_is_closed_while_a_socket_connects_leaves_no_socket(self):
-        # 1 may queue, and does: the next one's SYN is dropped, and it waits.
-        with socket.socket() as listener, socket.socket() as queued, socket.socket() as also_queued:
-            listener.bind(('127.0.0.1', 0))
-            listener.listen(0)
-            for sock in (queued, also_queued):
-                sock.setblocking(False)
-                sock.connect_ex(listener.getsockname())
+        with full_backlog() as port:
             loop = asyncio.SelectorEventLoop()
-            connecting = lowhaio.connected_socket(loop, socket.AF_INET, listener.getsockname(), lambda _: None, 10)
+            connecting = lowhaio.connected_socket(loop, socket.AF_INET, ('127.0.0.1', port), lambda _: None, 10)
             connecting.send(None)
             loop.close()
             connecting.close()
@@ -5640,6 +5711,8 @@ class TestRareTurns(AsyncTestCase):
         for data in ('text', 5, None, [b'x']):
             with self.assertRaisesRegex(HttpRequestError, 'takes bytes, got ' + type(data).__name__):
                 streamed(data)
+        with self.assertRaisesRegex(HttpRequestError, 'contiguous'):
+            streamed(memoryview(b'abcdef')[::2])
 
     async def test_a_body_in_a_reference_cycle_is_finalised_in_any_order(self):
         ended = threading.Event()
@@ -5683,17 +5756,14 @@ class TestRareTurns(AsyncTestCase):
     async def test_a_body_closed_as_its_last_bytes_arrive_is_an_error_where_it_is_read(self):
         state = {}
 
-        async def read(timeout=None):
-            if 'body' not in state:
-                return b'HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n'
-            await state['body'].aclose()
-            return b'hello'
-
-        async def write(view):
-            return len(view)
+        async def wait(sending=False, seconds=None):
+            if 'body' in state:
+                await state['body'].aclose()
+            state['data'] = b'hello' if 'body' in state else b'HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n'
 
         async def connect(*_):
-            return lowhaio.Connection(read, write, lambda: None, lambda _: None, lambda last=b'': None, lambda: None)
+            return lowhaio.Connection(
+                lambda: state.pop('data', None), len, wait, lambda _: None, lambda last=b'': None, lambda: None)
 
         request, _ = self.pool(connect=connect)
         _, _, state['body'] = await request(b'GET', 'http://h/')
@@ -5701,18 +5771,15 @@ class TestRareTurns(AsyncTestCase):
         self.assertEqual((error.reused, error.answered), (False, True))
 
     async def test_what_tls_swallows_on_an_idle_connection_leaves_it_idle(self):
-        opened = []
+        opened, there = [], []
 
-        async def read(timeout=None):
-            return EMPTY
-
-        async def write(view):
-            return len(view)
+        async def wait(sending=False, seconds=None):
+            there.append(EMPTY)
 
         async def connect(*_):
             connection = lowhaio.Connection(
-                read, write, lambda: None, lambda callback, seconds=0: watchers.append(callback),
-                lambda last=b'': None, lambda: None)
+                lambda: there.pop() if there else None, len, wait,
+                lambda callback, seconds=0: watchers.append(callback), lambda last=b'': None, lambda: None)
             opened.append(connection)
             return connection
 
@@ -5950,7 +6017,7 @@ class TestFoundInReview(ConnectionTestCase):
         expects = ((b'expect', b'100-continue'),)
         for tls, (script, seen) in itertools.product(
                 (None, *(configure(server_context()) for _, configure in tls_versions())),
-                ((greets, '200 OK'), (closes, 'closed'))):
+                ((greets, 'b\'HTTP/1.1 200 OK'), (closes, 'closed'))):
             for method, headers, body in (
                     (b'GET', (), None), (b'HEAD', (), None), (b'POST', (), None), (b'POST', (), streamed(b'x')),
                     (b'PUT', (), streamed(b'x')), (b'PUT', expects, streamed(b'x'))):
@@ -6052,12 +6119,13 @@ class TestFoundInReview(ConnectionTestCase):
         request, _ = self.pool()
         url = 'http://127.0.0.1:%d/' % self.serve(first, DRAIN)
         await request(b'GET', url)
-        error = await self.raises(HttpDnsError, request(b'PUT', url, body=body))
+        error = await self.raises(HttpBodyError, request(b'PUT', url, body=body))
+        self.assertIsInstance(error.__cause__, HttpDnsError)
         self.assertIn('another', str(error))
 
     async def test_an_answer_is_heard_though_the_head_that_expects_could_not_be_sent(self):
         class Failing(ScriptedConnection):
-            async def write(self, view):
+            def send(self, data):
                 raise ConnectionResetError(errno.ECONNRESET, 'reset')
 
         async def connect(*_):
@@ -6073,7 +6141,7 @@ class TestFoundInReview(ConnectionTestCase):
             ours.setblocking(False)
             with mock.patch('select.poll') as poll:
                 poll.return_value.poll.return_value = [(ours.fileno(), 1)]
-                connection = lowhaio.socket_connection(self.loop, ours, 10, 65536)
+                connection = lowhaio.tcp_connection(self.loop, ours, 65536)
             self.assertIsNone(connection.poll())
             connection.close()
 

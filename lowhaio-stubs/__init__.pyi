@@ -30,6 +30,7 @@ class HttpConnectionTimeout(HttpConnectionError, asyncio.TimeoutError): ...
 class HttpDataError(HttpError):
     reused: bool
     answered: bool
+    sending: bool
 
 class HttpBodyError(HttpDataError, ValueError): ...
 class HttpConnectionClosedError(HttpDataError): ...
@@ -39,24 +40,30 @@ class HttpRedirectError(HttpDataError): ...
 class HttpDataTimeout(HttpDataError, asyncio.TimeoutError): ...
 
 class Connection:
-    read: Callable[..., Awaitable[bytes]]
-    write: Callable[[memoryview], Awaitable[int]]
-    poll: Callable[[], Optional[bytes]]
+    receive: Callable[[], Optional[bytes]]
+    send: Callable[[_BytesLike], int]
+    wait: Callable[..., Awaitable[None]]
     watch: Callable[..., None]
     close: Callable[..., None]
     abandon: Callable[[], None]
+    poll: Callable[[], Optional[bytes]]
+    has_unsent: Callable[[], bool]
     address: Optional[Tuple[Any, str]]
     def __init__(
         self,
-        read: Callable[..., Awaitable[bytes]],
-        write: Callable[[memoryview], Awaitable[int]],
-        poll: Callable[[], Optional[bytes]],
+        receive: Callable[[], Optional[bytes]],
+        send: Callable[[_BytesLike], int],
+        wait: Callable[..., Awaitable[None]],
         watch: Callable[..., None],
         close: Callable[..., None],
         abandon: Callable[[], None],
+        poll: Optional[Callable[[], Optional[bytes]]] = ...,
+        has_unsent: Callable[[], bool] = ...,
     ) -> None: ...
 
 class ResponseBody:
+    reused: bool
+    sent_all: bool
     def __aiter__(self) -> ResponseBody: ...
     async def __anext__(self) -> bytes: ...
     async def aclose(self) -> None: ...

@@ -132,8 +132,9 @@ def read_body(peer, head):
 def answer(peer):
     """Answers requests for /NUMBER/FRAMING/LENGTH/OPTION
 
-    `slow`: late, and in pieces. `early`: before the request's body is read. `drop`: a connection that has carried a
-    request is closed instead. `reset`: it is reset, somewhere. `hold-N`: N bytes of the body, and then nothing.
+    `slow`: late, and in pieces. `early`: refused, before the request's body is read. `drop`: a connection that has
+    carried a request is closed instead. `reset`: it is reset, somewhere. `hold-N`: N bytes of the body, and then
+    nothing.
     """
     for served in itertools.count():
         head = peer.read_head()
@@ -153,8 +154,9 @@ def answer(peer):
         if received is None:
             return
         field, wire = FRAMINGS[framing](content(number, length))
-        response = b'HTTP/1.1 200 OK\r\nnumber: %d\r\nreceived: %b\r\n%b%b\r\n' % (
-            number, hashlib.sha256(received).hexdigest().encode(), field,
+        response = b'HTTP/1.1 %b\r\nnumber: %d\r\nreceived: %b\r\n%b%b\r\n' % (
+            b'403 Refused' if option == 'early' else b'200 OK', number,
+            hashlib.sha256(received).hexdigest().encode(), field,
             b'connection: close\r\n' if option == 'early' else b'')
         if option == 'slow':
             for segment in (response[:9], response[9:], wire[:9], wire[9:-3], wire[-3:]):
@@ -342,7 +344,7 @@ class ExhaustionTestCase(AsyncTestCase):
             if upload:
                 self.assertEqual(upload.begun, upload.closed, 'each iterator that was begun is closed, once')
         fields = dict(fields)
-        self.assertEqual((code, fields[b'number']), (b'200', b'%d' % number))
+        self.assertEqual((code, fields[b'number']), (b'403' if exchange.option == 'early' else b'200', b'%d' % number))
         if exchange.option != 'early':
             self.assertEqual(fields[b'received'].decode(), hashlib.sha256(data).hexdigest())
         return body, content(number, length)
@@ -951,7 +953,7 @@ class ExhaustionTests(ExhaustionTestCase):
             sockets = ClientSockets(SMALL_SEND_BUFFER)
             request, close = self.new_pool(set_sock_options=sockets, socket_timeout=5)
             target = lowhaio._Socket if fault.of == 'socket' else self.loop
-            with Failing(target, fault, number, n) as failing, mock.patch('lowhaio.expire') as expire:
+            with Failing(target, fault, number, n) as failing, mock.patch('lowhaio.time_out') as expire:
                 expire.side_effect = lambda waiter, *_: waiter.set_exception(AssertionError('for what did it wait?'))
                 error = await error_of(self.exchange(request, exchange))
             if error is not None:

@@ -641,15 +641,21 @@ class Delivery:
     def __init__(self, pieces):
         self.pieces = iter(pieces)
         self.taken = 0
-        self.is_closed = False
+        self.is_there = self.is_closed = False
 
-    async def read(self, timeout=None):
+    async def wait(self, sending=False, seconds=None):
+        self.is_there = True
+
+    def receive(self):
+        if not self.is_there:
+            return None
         data = next(self.pieces, b'')
         self.taken += len(data)
         return data
 
-    async def write(self, view):
-        return len(view)
+    def send(self, data):
+        self.is_there = False
+        return len(data)
 
     def poll(self):
         return None
@@ -889,15 +895,15 @@ async def endless_on_sockets(url, sizes_and_limits):
 
     async def counted_connect(*args):
         connection = await connect_directly(*args)
-        read = connection.read
+        receive = connection.receive
 
-        async def counted_read(timeout=None):
+        def counted_receive():
             nonlocal taken
-            data = await read(timeout)
-            taken += len(data)
+            data = receive()
+            taken += len(data or b'')
             return data
 
-        connection.read = counted_read
+        connection.receive = counted_receive
         return connection
 
     for size, limit in sizes_and_limits:

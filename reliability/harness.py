@@ -342,8 +342,15 @@ class ScriptedConnection:
         self.calls = []
         self.is_closed = False
         self.ends = 0
+        self.is_there = False
 
-    async def read(self, timeout=None):
+    async def wait(self, sending=False, seconds=None):
+        self.is_there = True
+
+    def receive(self):
+        if not self.is_there:
+            return None
+        self.is_there = False
         if not self.pieces:
             self.ends += 1
             assert self.ends < 10, 'read again and again after the end'
@@ -351,9 +358,13 @@ class ScriptedConnection:
         self.calls.append(('read', data))
         return data
 
-    async def write(self, view):
-        self.calls.append(('write', bytes(view)))
-        return len(view)
+    def send(self, data):
+        self.is_there = False
+        self.calls.append(('write', bytes(data)))
+        return len(data)
+
+    def has_unsent(self):
+        return False
 
     def poll(self):
         return self.pieces.pop(0) if self.pieces and self.writes() else None

@@ -522,24 +522,25 @@ class EarlyAnswerTests(LifeTestCase):
                                  **upload)
 
     async def test_a_connection_whose_request_was_not_finished_is_not_used_again(self):
-        # Though the answer says nothing of closing, and the server reads on: the next request would be taken for body.
+        # Though the refusal says nothing of closing, and the server reads on: the next request would be taken for body.
         for tls in (None, tls_server()):
             record = Record()
             answered = threading.Event()
+            refusal = b'HTTP/1.1 403 Forbidden\r\ncontent-length: 5\r\n\r\nearly'
 
             async def pieces(answered=answered):
                 yield b'POST /smuggled HTTP/1.1\r\n\r\n'
                 await self.happens(answered)
                 yield b'GET /smuggled HTTP/1.1\r\n\r\n'
 
-            first = scripted(HEAD, reply(b'early'), lambda peer, a=answered: a.set(), DRAIN, record=record)
+            first = scripted(HEAD, refusal, lambda peer, a=answered: a.set(), DRAIN, record=record)
             got = []
             url = self.url(first, answering(b'second'), tls=tls)
             request, close = Pool(get_ssl_context=trusting)
             got.append(await result_of(request, b'POST', url, body=pieces()))
             got.append(await result_of(request, b'GET', url))
             await close()
-            self.case(tls is not None, [(b'200', b'early'), (b'200', b'second')], got)
+            self.case(tls is not None, [(b'403', b'early'), (b'200', b'second')], got)
             self.assertNotIn(b'GET', bytes(record.connections[0]))
 
 

@@ -19,8 +19,9 @@ import tempfile
 TREE = pathlib.Path(__file__).resolve().parent.parent
 # From the banner of the framing functions to the body's reader, and the framing of requests.
 REGIONS = (
-    (r'^def request_framing\(', r'^LAST_CHUNK = '),
-    (r'^# -+ Framing, and the head in', r'^class ResponseBody'),
+    (r'^def field_reader\(', r'^# -+ The url'),
+    (r'^def request_framing\(', r'^# What is to be sent before'),
+    (r'^# -+ The head in, and framing', r'^class ResponseBody'),
     (r'^# -+ A layer: redirects', None),  # to the end
 )
 # The quickest first: nearly all mutants fall to it.

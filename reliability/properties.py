@@ -295,9 +295,13 @@ class Wire:
         self.sent = bytearray()
         self.received = 0
         self.is_answered = True
-        self.has_ended = self.is_closed = False
+        self.is_there = self.has_ended = self.is_closed = False
 
-    async def write(self, view):
+    async def wait(self, sending=False, seconds=None):
+        self.is_there = True
+
+    def send(self, view):
+        self.is_there = False
         if self.is_answered and self.answers:
             self.is_answered, self.received = False, 0
             self.pieces.extend(self.answers.popleft())
@@ -305,8 +309,10 @@ class Wire:
         self.sent += view[:size]
         return size
 
-    async def read(self, timeout=None):
+    def receive(self):
         assert not self.is_closed, 'a read after it was closed'
+        if not self.is_there:
+            return None
         assert not self.has_ended, 'a read after the end'
         if self.on_read is not None:
             self.on_read(self.received)

@@ -195,7 +195,7 @@ class RedirectTargetTests(RedirectTestCase):
     def test_references_are_resolved_as_rfc_3986_says(self):
         for reference, url in self.REFERENCES:
             with self.subTest(reference):
-                self.assertEqual(lowhaio.resolved('http://a/b/c/d;p?q', reference), url)
+                self.assertEqual(lowhaio.resolved_reference('http://a/b/c/d;p?q', reference), url)
         for base, reference, url in (
                 ('http://a', 'g', 'http://a/g'), ('http://a?q', 'g', 'http://a/g'), ('http://a?q', '?y', 'http://a?y'),
                 ('http://a/x/../y?q', '?z', 'http://a/x/../y?z'), ('http://a/x//y', 'g', 'http://a/x//g'),
@@ -204,7 +204,7 @@ class RedirectTargetTests(RedirectTestCase):
                 ('http://a/b#f', '//g', 'http://g#f'), ('http://a/b#f', '#', 'http://a/b#'),
                 ('https://a/b', '//g/h', 'https://g/h')):
             with self.subTest((base, reference)):
-                self.assertEqual(lowhaio.resolved(base, reference), url)
+                self.assertEqual(lowhaio.resolved_reference(base, reference), url)
 
     async def test_each_shape_of_a_location(self):
         for location, target in (
@@ -297,7 +297,7 @@ class RedirectLimitTests(RedirectTestCase):
                 self.assertEqual(len(self.seen), most + 1)
 
     def test_what_cannot_be_an_argument_is_refused_at_once(self):
-        for arguments in (dict(max_redirects=-1), dict(max_redirects='5'), dict(max_redirects=True),
+        for arguments in (dict(max_redirects='5'), dict(max_redirects=True),
                           dict(max_redirects=None), dict(dropped=b'x-api-key'), dict(dropped='x-api-key'),
                           dict(dropped=('x-api-key',)), dict(dropped=(b'x-api-key', None)), dict(dropped=(b'',)),
                           dict(dropped=(b'x: y',)), dict(on_redirect=5)):
@@ -305,6 +305,8 @@ class RedirectLimitTests(RedirectTestCase):
                 with self.assertRaises(TypeError) as caught:
                     redirectable(None, **arguments)
                 self.assertIn(next(iter(arguments)), str(caught.exception))
+        with self.assertRaisesRegex(ValueError, 'max_redirects .* got -1'):
+            redirectable(None, max_redirects=-1)
 
 
 class RedirectOriginTests(RedirectTestCase):
@@ -414,6 +416,17 @@ class Once:
         return self.pieces.pop(0)
 
 
+class Begun(Once):
+    """Its own iterator, which has nothing to give before `__aiter__`"""
+
+    def __init__(self):
+        pass
+
+    def __aiter__(self):
+        self.pieces = [b'he', b'llo']
+        return self
+
+
 class RedirectBodyTests(RedirectTestCase):
 
     BODIES = (
@@ -426,6 +439,7 @@ class RedirectBodyTests(RedirectTestCase):
         ('a generator', lambda: pieces_of(b'he', b'llo'), False),
         ('an iterator', Once, False),
         ('an iterator of known length', lambda: Once(content_length=5), False),
+        ('an iterator that begins when it is iterated', Begun, False),
     )
 
     def test_which_bodies_can_be_played_again(self):
@@ -490,7 +504,9 @@ class RedirectBodyTests(RedirectTestCase):
 
     async def test_what_is_no_body_is_refused_as_without_redirects(self):
         request, _ = self.pool()
-        for body in (b'hello', 'hello', 5, [b'hello']):
+        spent = pieces_of(b'hello')
+        await buffered(spent)
+        for body in (b'hello', 'hello', 5, [b'hello'], spent):
             error = await self.raises(HttpRequestError, redirectable(request)(b'POST', 'http://a.test/', body=body))
             self.assertIn('body', str(error))
 
@@ -510,13 +526,13 @@ class RedirectBodyTests(RedirectTestCase):
 class RedirectAnswerTests(RedirectTestCase):
     """What becomes of the answer that redirects, and of its connection"""
 
-    async def follow(self, answer, accepted, least=0.0, most=PATIENCE / 2, **kwargs):
+    async def follow(self, answer, accepted, least=0.0, most=PATIENCE / 2, layer=lambda request: request, **kwargs):
         """A GET whose redirect is `answer`, and whether it took so many connections and seconds"""
         sockets = ClientSockets()
         request, _ = self.pool(set_sock_options=sockets, **kwargs)
         self.answers = [answer]
         before, began = self.accepted, time.monotonic()
-        code, _, body = await redirectable(request)(b'GET', f'http://a.test:{self.site()}/')
+        code, _, body = await redirectable(layer(request))(b'GET', f'http://a.test:{self.site()}/')
         self.assertEqual((code, await buffered(body)), (b'200', b''))
         self.assertTrue(least <= time.monotonic() - began <= most)
         self.assertEqual(self.accepted, before + accepted)
@@ -560,12 +576,53 @@ class RedirectAnswerTests(RedirectTestCase):
                 with self.subTest(answer.__name__):
                     await self.follow(answer, 2, least=0.2)
 
+    async def test_the_same_where_a_layer_between_made_it_a_generator(self):
+        def as_generators(request):
+            async def generating_request(*args, **kwargs):
+                code, headers, body = await request(*args, **kwargs)
+
+                async def pieces():
+                    try:
+                        async for piece in body:
+                            yield piece
+                    finally:
+                        await body.aclose()
+                return code, headers, pieces()
+            return generating_request
+
+        def halts(peer):
+            peer.send(b'HTTP/1.1 302 F\r\nlocation: /x\r\ncontent-length: 1000\r\n\r\n' + bytes(999))
+            peer.read_to_close()
+
+        with mock.patch.object(lowhaio, 'MAX_DRAIN_SECONDS', 0.2):
+            for answer, accepted in ((halts, 2), (redirect(b'302', b'/x', body=bytes(5000)), 1)):
+                await self.follow(answer, accepted, layer=as_generators)
+
+    async def test_of_the_last_of_its_connection_nothing_is_read(self):
+        def halts(peer):
+            peer.send(b'HTTP/1.1 302 F\r\nlocation: /x\r\ncontent-length: 9\r\nconnection: close\r\n\r\nx')
+            peer.read_to_close()
+
+        with mock.patch.object(lowhaio, 'MAX_DRAIN_SECONDS', PATIENCE):
+            await self.follow(halts, 2)
+
+    async def test_what_another_layer_raises_while_it_is_read_passes(self):
+        async def request(method, url, headers=(), body=None):
+            async def pieces():
+                yield b'x'
+                raise KeyError('of a layer')
+            return b'302', ((b'location', b'/x'),), pieces()
+
+        with self.assertRaises(KeyError):
+            await redirectable(request)(b'GET', 'http://a.test/')
+
     async def test_one_that_breaks_off_counts_all_the_same(self):
         def breaks_off(peer):
             peer.send(b'HTTP/1.1 302 F\r\nlocation: /x\r\ncontent-length: 5\r\n\r\nmo')
             peer.abort()
 
         await self.follow(breaks_off, 2)
+        await self.follow(b'HTTP/1.1 302 F\r\nlocation: /x\r\ntransfer-encoding: chunked\r\n\r\nnonsense\r\n', 2)
 
     async def test_it_is_closed_though_it_is_not_followed(self):
         def refuse(code, url):
@@ -624,7 +681,7 @@ class RedirectFailureTests(RedirectTestCase):
                         b'POST', f'http://a.test:{port}/', body=streamed(b'hello')))
                     self.assertIs(type(error.__cause__), cause)
                     self.assertEqual((len(self.seen), len(posts)), (count, count + 1))
-                    self.assertIn(f'{count} redirect', str(error))
+                    self.assertIn(f'redirect {count}', str(error))
                     self.assertIn(str(error.__cause__), str(error))
                     self.assertNotIn('secret', str(error))
 
@@ -643,7 +700,45 @@ class RedirectFailureTests(RedirectTestCase):
                                      ('silent', lambda peer: peer.read_to_close(), HttpDataTimeout)):
             with self.subTest(what):
                 self.answers = [redirect(b'303', b'/x', b'connection: close'), answer]
-                await self.raises(raised, redirectable(request)(b'POST', f'http://a.test:{self.site()}/'))
+                error = await self.raises(raised, redirectable(request)(b'POST', f'http://a.test:{self.site()}/'))
+                self.assertTrue(error.answered)  # that is, the caller's request was
+
+    async def test_a_post_that_was_answered_never_looks_like_one_that_met_a_closing_server(self):
+        def closes_all(peer):
+            closed.append(True)
+            peer.abort()
+
+        def refuse(sock):
+            if closed:
+                raise ConnectionRefusedError('closed')
+
+        closed = []
+        request, _ = self.pool(set_sock_options=refuse)
+        url = f'http://a.test:{self.site()}/'
+        await request(b'GET', url)
+        self.answers = [redirect(b'303', b'/done'), closes_all]
+        error = await self.raises(HttpConnectionClosedError, redirectable(request)(b'POST', url))
+        self.assertEqual((error.reused, error.answered), (True, True))
+        self.assertEqual([method for method, *_ in self.seen], [b'GET', b'POST', b'GET'])
+
+    async def test_an_error_names_the_origin_and_the_path_of_what_it_is_about(self):
+        port = self.site()
+        url = f'http://a.test:{port}/@scope/pkg?secret'
+        request, _ = self.pool()
+        self.answers = [redirect(b'302', b'ftp://x/'), redirect(b'302', b'/@a/b?secret'), redirect(b'302', b'/c')]
+        for kwargs, expected in (({}, '/@scope/pkg'), (dict(max_redirects=1), '/@a/b')):
+            error = await self.raises(HttpRedirectError, redirectable(request, **kwargs)(b'GET', url))
+            self.assertIn(f'http://a.test:{port}{expected}', str(error))
+            self.assertNotIn('secret', str(error))
+
+    async def test_who_is_told_may_not_be_a_coroutine_function(self):
+        async def told(code, url):
+            raise AssertionError('it is not awaited')
+
+        self.answers = [redirect(b'302', b'/x')]
+        request, _ = self.pool()
+        with self.assertRaisesRegex(TypeError, 'on_redirect'):
+            await redirectable(request, on_redirect=told)(b'GET', f'http://a.test:{self.site()}/')
 
     async def test_keywords_that_it_does_not_know_are_passed_on_each_time(self):
         calls = []
