@@ -3,21 +3,23 @@
     python bench/instructions.py [--set]
     python bench/instructions.py --profile     # bytecodes of a small GET, by function
 
-Takes a Python that has lowhaio's one dependency, and `valgrind`. Each thing is done by lowhaio, and by a floor that
-does no more than it must; what is compared with the ceiling is the ratio of the two, since both change alike with the
-build of Python, and the machine. Instructions of the kernel are not counted: a system call is only as dear as the way
-to it. Exits with 1 if a ceiling is exceeded by more than TOLERANCE.
+Takes a Python that has lowhaio's one dependency and trustme, and `valgrind`. Each thing is done by lowhaio, and by a
+floor that does no more than it must; what is compared with the ceiling is the ratio of the two, since both change alike
+with the build of Python, and the machine. Instructions of the kernel are not counted: a system call is only as dear as
+the way to it. Exits with 1 if a ceiling is exceeded by more than TOLERANCE.
 """
 import argparse
 import asyncio
 import collections
 import concurrent.futures
+import contextlib
 import gc
 import json
 import os
 import pathlib
 import re
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -95,13 +97,57 @@ async def head_floor(count, port):
         tuple(tuple(line.lower().split(b': ', 1)) for line in HEAD_20.split(b'\r\n')[1:-2])
 
 
+def new_heads(count):
+    """So many heads of 20 fields, no line of which was seen before"""
+    return [b'HTTP/1.1 200 OK\r\n' + b''.join(
+        b'x-header-%02d: the value of header %06d\r\n' % (i, n * 20 + i) for i in range(20)) + b'\r\n'
+        for n in range(count)]
+
+
+async def new_head(count, port):
+    from lowhaio import parse_head
+    for head in NEW_HEADS[:count]:
+        parse_head(head)
+
+
+async def new_head_floor(count, port):
+    for head in NEW_HEADS[:count]:
+        tuple(tuple(line.lower().split(b': ', 1)) for line in head.split(b'\r\n')[1:-2])
+
+
+async def tls(count, port):
+    from lowhaio import Pool, buffered
+    request, close = Pool(get_ssl_context=tls_context)
+    for _ in range(count):
+        _, _, body = await request(b'GET', f'https://127.0.0.1:{port + 1}/small')
+        await buffered(body)
+    await close()
+
+
+async def tls_floor(count, port):
+    request = b'GET /small HTTP/1.1\r\nhost: 127.0.0.1:%d\r\n\r\n' % (port + 1)
+    with socket.create_connection(('127.0.0.1', port + 1)) as sock, tls_context().wrap_socket(sock) as sock:
+        for _ in range(count):
+            sock.send(request)
+            sock.recv(65536)
+
+
+def tls_context():
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # what is counted is kept alive
+    return context
+
+
 # `count`: how often it is done; `each`: how many of the unit that is, each time.
 Work = collections.namedtuple('Work', 'unit count each done floor')
 WORKS = {
     'get': Work('small GET', 200, 1, get, get_floor),
     'chunks': Work('chunk of 40 bytes', 10, CHUNKS, chunks, chunks_floor),
     'head': Work('head of 20 fields', 500, 1, head, head_floor),
+    'new head': Work('head of 20 fields, never seen', 500, 1, new_head, new_head_floor),
+    'tls': Work('small GET over TLS', 200, 1, tls, tls_floor),
 }
+NEW_HEADS = new_heads(1 + WORKS['new head'].count)
 
 
 async def do(name, which, port):
@@ -111,16 +157,34 @@ async def do(name, which, port):
             await function(1 + (work.count if (each, its) == (name, which) else 0), port)
 
 
-def serve(server):
+def serve(server, context=None):
     """Answers each request a while later, so that no client ever finds the answer before it waits for it"""
     def answer(sock):
-        with sock:
+        with sock if context is None else context.wrap_socket(sock, server_side=True) as sock:
             while sock.recv(65536):
                 time.sleep(0.005)
                 sock.sendall(RESPONSE)
 
     while True:
         threading.Thread(target=answer, args=(server.accept()[0],), daemon=True).start()
+
+
+@contextlib.contextmanager
+def servers():
+    """The port of a server, and beside it one of TLS"""
+    import trustme
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    trustme.CA().issue_cert('127.0.0.1').configure_cert(context)
+    with contextlib.ExitStack() as stack:
+        while True:
+            plain = stack.enter_context(socket.create_server(('127.0.0.1', 0)))
+            port = plain.getsockname()[1]
+            with contextlib.suppress(OSError):  # the next port is another's
+                secure = stack.enter_context(socket.create_server(('127.0.0.1', port + 1)))
+                break
+        threading.Thread(target=serve, args=(plain,), daemon=True).start()
+        threading.Thread(target=serve, args=(secure, context), daemon=True).start()
+        yield port
 
 
 def instructions(name, which, port):
@@ -177,9 +241,7 @@ def main():
         gc.disable()  # or a collection falls into one of two runs
         asyncio.run(do(name, which, int(port)))
         return 0
-    with socket.create_server(('127.0.0.1', 0)) as server:
-        threading.Thread(target=serve, args=(server,), daemon=True).start()
-        port = server.getsockname()[1]
+    with servers() as port:
         if options.profile:
             sys.path.insert(0, str(HERE.parent))
             profile(port)
