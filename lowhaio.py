@@ -761,7 +761,7 @@ class HeadReader:
         return len(self.rest) >= self._most_held
 
     def ends_sending(self):
-        """Whether there is an answer that does: a refusal; or an early 2xx, and the connection has ended. RFC 9112 §9.5"""
+        """Whether there is an answer that does: a refusal; or a 2xx, after which the connection ended. RFC 9112 §9.5"""
         return self.head is not None and (self.is_over or not self.head[1].startswith(b'2'))
 
     def fail(self):
