@@ -163,7 +163,7 @@ def main():
     try:
         result = loop.run_until_complete(measure(job))
     except Exception as error:
-        result = {'error': textwrap.shorten(f'{type(error).__name__}: {error}', 120)}
+        result = {'error': textwrap.shorten(f'{type(error).__name__}: {error}', 240)}
     sys.stdout.write(json.dumps(result))
     sys.stdout.flush()
     os._exit(0)  # a thread of pyreqwest's at times makes the interpreter's end a fatal error

@@ -178,8 +178,8 @@ def plot(results, clients, path):
     compared = [each for each in SCENARIOS if not each.name.startswith(prefixes) and (each.name, 'lowhaio') in results]
     columns = 5
     rows = -(-len(compared) // columns)
-    figure = pyplot.figure(figsize=(12, 2.3 * rows + 3.6), layout='constrained')
-    bars, lines = figure.subfigures(2, 1, height_ratios=(2.3 * rows, 3.6))
+    figure = pyplot.figure(figsize=(12, 2.6 * rows + 3.6), layout='constrained')
+    bars, lines = figure.subfigures(2, 1, height_ratios=(2.6 * rows, 3.6))
     shown = [client for client in reversed(clients) if client != 'lowhaio']
     axes = list(bars.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat)
     for axis, scenario in zip(axes, compared):
@@ -201,7 +201,7 @@ def plot(results, clients, path):
 
 COLOURS = {
     'lowhaio': '#d62728', 'floor': '#999999', 'kept floor': '#bbbbbb', 'blocking': '#777777', 'aiohttp': '#1f77b4',
-    'pyreqwest': '#2ca02c',
+    'pyreqwest': '#2ca02c', 'wreq': '#9467bd', 'pyqwest': '#ff7f0e',
 }
 OTHERS = '#9ecae1'
 
@@ -238,5 +238,6 @@ def growth_of(axis, results, clients, prefix, field):
     if prefix == 'head-':
         axis.set_yscale('log')
         axis.yaxis.set_major_formatter('{x:,.0f}')
+        axis.yaxis.set_minor_formatter('')
     else:
         axis.set_ylim(bottom=0)

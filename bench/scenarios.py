@@ -25,9 +25,9 @@ REMARKS = {
                'where it has that argument)',
     'niquests': 'uploads in chunks, since it would send chunks within a given length too',
     'aiosonic': 'uploads in chunks, since it would send chunks within a given length too',
-    'pyreqwest': 'does TLS in Rust, in threads of its own',
-    'wreq': 'does TLS in Rust, in threads of its own',
-    'pyqwest': 'does TLS in Rust, in threads of its own',
+    'pyreqwest': 'does TLS in Rust, and resumes its sessions on new connections',
+    'wreq': 'does TLS by BoringSSL, in threads of Rust',
+    'pyqwest': 'does TLS in Rust, and resumes its sessions on new connections',
 }
 # Where all of them would take longer than they tell.
 GROWTH = ('lowhaio', 'floor', 'kept floor', 'aiohttp', 'pyreqwest', 'wreq', 'pyqwest')
@@ -51,7 +51,7 @@ SCENARIOS = (
     scenario('get-name', 'small GET, by name', host='localhost'),
     scenario('get-tls', 'small GET, kept-alive TLS 1.3', tls='1.3'),
     scenario('get-tls-1.2', 'small GET, kept-alive TLS 1.2', tls='1.2', clients=AGAIN),
-    scenario('get-fresh', 'sequential, fresh process', fresh=True, clients=AGAIN),
+    scenario('get-fresh', 'small GET, fresh process', fresh=True, clients=AGAIN),
     scenario('get-32-fresh', '32 at once, fresh process', at_once=32, fresh=True, clients=AGAIN),
     scenario('get-tls-fresh', 'TLS 1.3, fresh process', tls='1.3', fresh=True, clients=AGAIN),
     scenario('headers-20', '20 response headers', 'headers-20'),
