@@ -215,7 +215,7 @@ def bars_of(axis, results, scenario, clients):
         axis.annotate(times(value) if value else '-', (max(value or 1, 1), at), (3, 0), va='center', fontsize=7,
                       textcoords='offset points')
     axis.set_xscale('log')
-    axis.set_xlim(0.08, 80)
+    axis.set_xlim(0.08, 200)
     axis.set_xticks([0.1, 1, 10], ['0.1', '1', '10'])
     axis.minorticks_off()
     axis.set_yticks(range(len(clients)), clients, fontsize=8)
