@@ -230,7 +230,8 @@ def field_reader():
         nonlocal known
         lines = section.split(b'\n')[:-2]
         try:
-            return tuple(map(known.__getitem__, lines))
+            fields = [*map(known.__getitem__, lines)]
+            return tuple(fields)  # of what has a length: else it is made too large, and its memory is not used again
         except KeyError:
             pass
         fields = tuple([
@@ -378,10 +379,30 @@ def is_ip_address(host):
         return False
 
 
+def pairs_of(what, given):
+    """The caller's pairs, or mapping, or None, as a tuple of pairs; raises HttpRequestError, without what is in them"""
+    if given is None:
+        return ()
+    expected = f'The {what} must be pairs, ((name, value), (name, value)), or a mapping, got'
+    try:
+        items = tuple(given.items() if hasattr(given, 'items') else given)
+    except TypeError:
+        items = None
+    if items is None or isinstance(given, (str, bytes, bytearray, memoryview)):
+        raise HttpRequestError(f'{expected} {type(given).__name__}')
+    for number, item in enumerate(items, 1):
+        is_sequence = isinstance(item, (tuple, list))
+        if not is_sequence or len(item) != 2:
+            seen = f'{type(item).__name__} of {len(item)}' if is_sequence else type(item).__name__
+            comma = '; one pair alone has a comma after it: ((name, value),)' if len(items) == 2 and number == 1 else ''
+            raise HttpRequestError(f'{expected} a {seen}, number {number} of {len(items)}{comma}')
+    return tuple([(name, value) for name, value in items])
+
+
 def with_params(target, params):
     """The target with `params`, pairs or a mapping, appended to its query; raises HttpRequestError"""
+    pairs = pairs_of('params', params)
     try:
-        pairs = [(name, value) for name, value in (params.items() if hasattr(params, 'items') else params)]
         for name, value in pairs:
             for each in (name,) + (tuple(value) if isinstance(value, (list, tuple)) else (value,)):
                 if not isinstance(each, (str, bytes, int, float)):
@@ -390,7 +411,7 @@ def with_params(target, params):
                     raise ValueError('a str with a lone surrogate cannot be encoded as UTF-8')
         query = urllib.parse.urlencode(pairs, doseq=True, quote_via=urllib.parse.quote, safe='~')
     except (TypeError, ValueError) as error:
-        raise HttpRequestError(f'The params must be pairs or a mapping of strings: {error}') from error
+        raise HttpRequestError(f'The params must have str, bytes or numbers, or lists of them: {error}') from error
     if query:
         _, mark, own_query = target.partition(b'?')
         separator = b'?' if not mark else b'&' if own_query and not own_query.endswith(b'&') else b''
@@ -424,16 +445,6 @@ is_field_value, match_field_value = FIELD_VALUE.fullmatch, FIELD_VALUE.match
 LAST_CHUNK = b'0\r\n\r\n'
 
 
-def header_pairs(headers):
-    """The caller's headers, pairs or a mapping or None, as a tuple of pairs; raises HttpRequestError"""
-    if headers is None:
-        return ()
-    try:
-        return tuple((name, value) for name, value in (headers.items() if hasattr(headers, 'items') else headers))
-    except (TypeError, ValueError) as error:
-        raise HttpRequestError(f'The headers must be pairs of bytes: {error}') from error
-
-
 def checked_headers(method, headers):
     """The caller's headers as a tuple of pairs; raises HttpRequestError if they, or the method, may not be sent"""
     if not isinstance(method, bytes) or not is_token(method):
@@ -442,12 +453,13 @@ def checked_headers(method, headers):
             type(method).__name__))
     if method == b'CONNECT':
         raise HttpRequestError('CONNECT is not a request for a resource: a tunnel is made by `connect`')
-    headers = header_pairs(headers)
+    headers = pairs_of('headers', headers)
     # An error shows no value, which may be a secret, nor a name that is none, which may be a value too.
     for number, (name, value) in enumerate(headers, 1):
         if not isinstance(name, bytes) or not isinstance(value, bytes):
-            raise HttpRequestError('A header must be a pair of bytes, got one of {} and {}: header {} of {}'.format(
-                type(name).__name__, type(value).__name__, number, len(headers)))
+            raise HttpRequestError(
+                'A header must be a pair of bytes, such as (b\'accept\', b\'*/*\'), got {} and {}, header {} of {}'.format(
+                    type(name).__name__, type(value).__name__, number, len(headers)))
         if not is_token(name):
             at = match_token(name).end()
             what = f'has the byte 0x{name[at]:02x} at {at}' if name else 'is empty'
@@ -2518,7 +2530,7 @@ def redirectable(request, max_redirects=20, dropped=(), downgrade=False, on_redi
     of_this_origin = CREDENTIALS.union((b'host',), [name.lower() for name in names])
 
     async def redirecting_request(method, url, params=(), headers=(), body=None, **kwargs):
-        headers = header_pairs(headers)
+        headers = pairs_of('headers', headers)
         if params:
             url = url_with_params(url, params)
         if body is not None:
