@@ -13,4 +13,4 @@ for node in tree.body:
     region_of.update((name, sum(heading <= node.lineno for heading in headings)) for name in names)
 upward = [f'line {each.lineno} uses {each.id}' for each in ast.walk(tree) if isinstance(each, ast.Name)
           and region_of.get(each.id, 0) > sum(heading <= each.lineno for heading in headings)]
-sys.exit('\n'.join(upward))
+sys.exit('\n'.join(upward) or 0)
