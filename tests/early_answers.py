@@ -1,4 +1,4 @@
-"""An early 2xx does not stop an upload: it is held until all is sent, or the connection ends. RFC 9112 §9.5"""
+"""What is answered before an upload is whole: an early 2xx does not stop it, all else does. RFC 9112 §9.5"""
 import asyncio
 import contextlib
 import itertools
@@ -7,19 +7,13 @@ import socket
 import threading
 import time
 
-from lowhaio import HttpConnectionClosedError, HttpDataTimeout, HttpProtocolError, buffered, streamed
+from lowhaio import HttpConnectionClosedError, HttpDataTimeout, HttpHeaderTooLong, HttpProtocolError, buffered, streamed
 from reliability.harness import (
-    OK,
-    OK_EMPTY,
-    PATIENCE,
-    AsyncTestCase,
-    ClientSockets,
-    ScriptedConnection,
-    client_context,
-    in_thread,
-    pieces_of,
-    server_context,
+    CONTINUE, OK, OK_EMPTY, PATIENCE, TOO_LARGE, AsyncTestCase, ClientSockets, ScriptedConnection, client_context,
+    in_thread, pieces_of, server_context, tls_server,
 )
+from tests.bodies import BodyOnce, BodyWithoutEnd, SmallPieces
+from tests.peers import MessageTestCase
 
 SIZE = 4000000  # of an upload that the buffers of the kernel do not swallow
 PIECE = bytes(range(250)) * 40
@@ -250,3 +244,225 @@ class EarlySuccessTests(AsyncTestCase):
                                       headers=((b'expect', b'100-continue'),))
         self.assertEqual((code, await buffered(body), body.sent_all), (b'200', b'early', False))
         self.assertEqual(await in_thread(got.get, True, PATIENCE), b'')
+
+
+class TestEarlyAnswer(MessageTestCase):
+
+    def uploads(self):
+        return (
+            ('chunked', (), BodyWithoutEnd(bytes(65536))),
+            ('a length', ((b'content-length', b'1000000000000'),), BodyWithoutEnd(bytes(65536))),
+            ('one large piece', ((b'content-length', b'%d' % (1 << 25)),), BodyOnce(bytes(1 << 25))),
+            ('small pieces', (), BodyWithoutEnd(b'x' * 100)),
+            ('small pieces with pauses', (), SmallPieces(b'x' * 100)),
+        )
+
+    async def test_a_413_in_the_middle_of_an_upload_is_a_413(self):
+        def close(peer, done):
+            peer.close()
+
+        def reset(peer, done):
+            peer.reset()
+
+        def stop_reading(peer, done):
+            done.wait(PATIENCE)
+
+        def read_on(peer, done):
+            peer.read_to_close()
+
+        for tls in (None, tls_server()):
+            for ending in (close, reset, stop_reading, read_on):
+                for before in (0, 100000):
+                    for what, headers, body in self.uploads():
+                        with self.subTest((tls is not None, ending.__name__, before, what)):
+                            await self.assert_413(tls, ending, before, headers, body)
+
+    async def assert_413(self, tls, ending, before, headers, body):
+        done = threading.Event()
+
+        def refuses(peer):
+            peer.read_head()
+            peer.read(before)
+            peer.send(TOO_LARGE)
+            ending(peer, done)
+
+        def answers(peer):
+            peer.read_head()
+            peer.send(OK_EMPTY)
+
+        url = '{}://127.0.0.1:{}/'.format('https' if tls else 'http', self.serve(refuses, answers, tls=tls))
+        accepted = self.accepted
+        request, _ = self.pool(get_ssl_context=client_context)
+        try:
+            code, response_headers, response = await request(b'POST', url, headers=headers, body=body)
+            self.assertEqual((code, await buffered(response)), (b'413', b'too large'))
+            self.assertEqual(response_headers, ((b'content-length', b'9'),))
+            self.assertEqual(body.closed, 1)
+            await request(b'GET', url)
+            self.assertEqual(self.accepted, accepted + 2)
+        finally:
+            done.set()
+
+    async def test_an_answer_whose_body_comes_later_is_read_whole(self):
+        done = threading.Event()
+        content = bytes(range(256)) * 2000
+
+        def refuses(peer):
+            peer.read_head()
+            peer.send(b'HTTP/1.1 413 X\r\ncontent-length: %d\r\n\r\n' % len(content))
+            begun.wait(PATIENCE)
+            peer.send(content)
+            done.wait(PATIENCE)
+
+        begun = threading.Event()
+        request, _ = self.pool()
+        try:
+            code, _, response = await request(b'POST', 'http://127.0.0.1:{}/'.format(self.serve(refuses)),
+                                              body=BodyWithoutEnd(bytes(65536)))
+            begun.set()
+            self.assertEqual(code, b'413')
+            self.assertTrue(await buffered(response) == content)
+        finally:
+            begun.set()
+            done.set()
+
+    async def test_a_slow_body_is_not_sent_on_when_the_answer_is_in(self):
+        # The server reads on, as many do for a while, so that no send ever blocks, nor fails.
+        for tls in (None, tls_server()):
+            for what, pause in (('that waits', True), ('that does not wait', False)):
+                with self.subTest((tls is not None, what)):
+                    answered = threading.Event()
+
+                    def script(peer, answered=answered):
+                        peer.read_head()
+                        peer.send(TOO_LARGE)
+                        answered.set()
+                        peer.read_to_close()
+
+                    class Slow(BodyWithoutEnd):
+                        async def __anext__(self, pause=pause, answered=answered):
+                            if self.asked == 1:
+                                await in_thread(answered.wait)
+                            if pause:
+                                await asyncio.sleep(0)
+                            return await super().__anext__()
+
+                    body = Slow(b'x' * 10, at_most=300)
+                    request, _ = self.pool(get_ssl_context=client_context)
+                    url = '{}://127.0.0.1:{}/'.format('https' if tls else 'http', self.serve(script, tls=tls))
+                    code, _, response = await request(b'POST', url, body=body)
+                    self.assertEqual((code, await buffered(response)), (b'413', b'too large'))
+                    self.assertLess(body.asked, 50)
+
+    async def test_a_body_that_waits_is_neither_interrupted_nor_timed(self):
+        # An answer that comes while the caller's own generator waits is given when the generator goes on; and the
+        # generator may take longer than the network may.
+        answered = threading.Event()
+        go_on = asyncio.Event()
+
+        def script(peer):
+            peer.read_head()
+            peer.send(TOO_LARGE)
+            answered.set()
+            peer.read_to_close()
+
+        class Waits(BodyWithoutEnd):
+            interrupted = False
+
+            async def __anext__(self):
+                if self.asked == 1:
+                    try:
+                        await go_on.wait()
+                    except BaseException:  # pragma: no cover
+                        self.interrupted = True
+                        raise
+                return await super().__anext__()
+
+        body = Waits(bytes(65536))
+        request, _ = self.pool(socket_timeout=0.1)
+        task = asyncio.ensure_future(request(
+            b'POST', 'http://127.0.0.1:{}/'.format(self.serve(script)), body=body))
+        await in_thread(answered.wait)
+        await asyncio.sleep(0.3)  # thrice the timeout
+        self.assertFalse(task.done())
+        go_on.set()
+        code, _, response = await task
+        self.assertEqual((code, await buffered(response), body.interrupted), (b'413', b'too large', False))
+
+    async def test_1xx_and_half_a_head_do_not_stop_an_upload(self):
+        size = 4000000
+        content = (bytes(range(251)) * (size // 251 + 1))[:size]
+        for tls in (None, tls_server()):
+            for what, early, last in (
+                    ('102', (b'HTTP/1.1 102 Processing\r\n\r\n',), OK_EMPTY),
+                    ('100 and 103', (CONTINUE, b'HTTP/1.1 103 E\r\nlink: x\r\n\r\n'), OK_EMPTY),
+                    ('1xx in halves', (b'HTTP/1.1 1', b'02 Processing\r\n', b'\r\n'), OK_EMPTY),
+                    ('half a head', (OK_EMPTY[:12],), OK_EMPTY[12:]),
+                    ('a head but for its last byte', (OK_EMPTY[:-1],), OK_EMPTY[-1:]),
+            ):
+                with self.subTest((tls is not None, what)):
+                    got = queue.Queue()
+
+                    def script(peer, early=early, last=last, got=got):
+                        peer.read_head()
+                        data = b''
+                        for each in early:
+                            # By now the client's next send blocks, or soon will.
+                            data += peer.read(100000)
+                            peer.send(each)
+                        got.put(data + peer.read(size - len(data)))
+                        peer.send(last)
+                        if peer.read_head():
+                            peer.send(OK_EMPTY)
+
+                    url = '{}://127.0.0.1:{}/'.format('https' if tls else 'http', self.serve(script, tls=tls))
+                    accepted = self.accepted
+                    request, _ = self.pool(get_ssl_context=client_context)
+                    code, _, response = await request(b'PUT', url, headers=((b'content-length', b'%d' % size),),
+                                                      body=streamed(content))
+                    self.assertEqual((code, await buffered(response)), (b'200', b''))
+                    self.assertTrue(await in_thread(got.get, True, PATIENCE) == content)
+                    # The answer was complete after the whole body: nothing was early about it.
+                    await request(b'GET', url)
+                    self.assertEqual(self.accepted, accepted + 1)
+
+    async def test_a_bad_answer_in_the_middle_of_an_upload_is_an_error(self):
+        for answer, error in (
+                (b'nonsense\r\n\r\n', HttpProtocolError),
+                (b'HTTP/1.1 101 X\r\n\r\n', HttpProtocolError),
+                (OK + b'a: ' + b'x' * 70000, HttpHeaderTooLong),
+                (OK + b'a: b', HttpConnectionClosedError),
+        ):
+            with self.subTest(answer[:30]):
+                def script(peer, answer=answer):
+                    peer.read_head()
+                    peer.send(answer)
+                    peer.half_close()
+                    peer.read_to_close()
+
+                request, _ = self.pool()
+                body = BodyWithoutEnd(bytes(65536))
+                raised = await self.raises(error, request(
+                    b'POST', 'http://127.0.0.1:{}/'.format(self.serve(script)), body=body))
+                self.assertEqual((raised.reused, raised.answered, body.closed), (False, True, 1))
+
+    async def test_no_answer_at_all_in_the_middle_of_an_upload_is_an_error(self):
+        def close(peer):
+            peer.read_head()
+
+        def reset(peer):
+            peer.read_head()
+            peer.reset()
+
+        def half_close(peer):
+            peer.read_head()
+            peer.half_close()
+            peer.read_to_close()
+
+        for script in (close, reset, half_close):
+            for what, headers, body in self.uploads():
+                with self.subTest((script.__name__, what)):
+                    request, _ = self.pool()
+                    error = await self.raises(HttpConnectionClosedError, request(
+                        b'POST', 'http://127.0.0.1:{}/'.format(self.serve(script)), headers=headers, body=body))
+                    self.assertEqual((error.reused, error.answered, body.closed), (False, False, 1))

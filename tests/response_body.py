@@ -1,0 +1,219 @@
+"""The body of a response: how it is handed over, given up, and never complete when it is not"""
+import asyncio
+import queue
+import threading
+
+from lowhaio import (
+    HttpConnectionClosedError, HttpDataError, HttpDataTimeout, HttpHeaderTooLong, HttpProtocolError, buffered,
+)
+from reliability.harness import OK, OK_EMPTY, PATIENCE, client_context, in_thread, tls_server
+from reliability.scripted import in_bytes
+from tests.peers import CHUNKED, LAST_CHUNK, MessageTestCase, chunked_response, with_length
+
+
+class TestResponseBody(MessageTestCase):
+
+    async def held_response(self, sent, later=b'', **kwargs):
+        """(body, go_on, closed): a response of which `sent` has come, and `later` comes when `go_on` is set; `closed`
+        gets what came from the client until it closed"""
+        go_on = self.hold()
+        closed = queue.Queue()
+
+        def script(peer):
+            peer.read_head()
+            peer.send(sent)
+            if later:
+                go_on.wait(PATIENCE)
+                peer.send(later)
+            closed.put(peer.read_to_close())
+
+        request, _ = self.pool(**kwargs)
+        _, _, body = await request(b'GET', 'http://127.0.0.1:{}/'.format(self.serve(script)))
+        return body, go_on, closed
+
+    async def test_a_piece_is_handed_over_as_soon_as_it_is_received(self):
+        for what, head, first, second, end in (
+                ('a length', OK + b'content-length: 6\r\n\r\n', b'abc', b'def', b''),
+                ('chunked', CHUNKED + b'\r\n', b'6\r\nabc', b'def\r\n', LAST_CHUNK),
+                ('chunked, in its first chunk', CHUNKED + b'\r\n', b'3\r\nabc\r\n3', b'\r\ndef\r\n', LAST_CHUNK),
+                ('until close', OK + b'connection: close\r\n\r\n', b'abc', b'def', None),
+        ):
+            for with_head in (True, False):
+                with self.subTest((what, with_head)):
+                    go_on = [threading.Event(), threading.Event(), threading.Event()]
+
+                    def script(peer, head=head, first=first, second=second, end=end, with_head=with_head, go_on=go_on):
+                        peer.read_head()
+                        if with_head:
+                            peer.send(head + first)
+                        else:
+                            peer.send(head)
+                            go_on[0].wait(PATIENCE)
+                            peer.send(first)
+                        go_on[1].wait(PATIENCE)
+                        peer.send(second)
+                        go_on[2].wait(PATIENCE)
+                        if end:
+                            peer.send(end)
+
+                    request, _ = self.pool()
+                    _, _, body = await request(b'GET', 'http://127.0.0.1:{}/'.format(self.serve(script)))
+                    go_on[0].set()
+                    self.assertEqual(await body.__anext__(), b'abc')
+                    go_on[1].set()
+                    self.assertEqual(await body.__anext__(), b'def')
+                    go_on[2].set()
+                    with self.assertRaises(StopAsyncIteration):
+                        await body.__anext__()
+
+    async def test_pieces_already_in_hand_are_merged(self):
+        chunks = b''.join(b'%x\r\n%b\r\n' % (i, b'x' * i) for i in range(1, 50))
+        size = sum(range(1, 50))
+        request, _ = self.scripted(CHUNKED + b'\r\n', chunks, b'1\r\ny\r\n1\r\nz\r\n' + LAST_CHUNK)
+        _, _, body = await request(b'GET', 'http://h/')
+        self.assertEqual([piece async for piece in body], [b'x' * size, b'yz'])
+
+    async def test_pieces_are_non_empty_bytes_no_longer_than_was_received_at_a_time(self):
+        content = bytes(range(256)) * 400
+        half = len(content) // 2
+        for what, wire in (
+                ('a length', OK + b'content-length: %d\r\n\r\n%b' % (len(content), content)),
+                ('one chunk', chunked_response(b'%x\r\n' % len(content), content, b'\r\n', LAST_CHUNK)),
+                ('two chunks', chunked_response(b'%x\r\n' % half, content[:half], b'\r\n%x\r\n' % half, content[half:],
+                                                b'\r\n', LAST_CHUNK)),
+                ('tiny chunks', chunked_response(b''.join(b'1\r\n%b\r\n' % each for each in in_bytes(content[:5000])),
+                                                 b'%x\r\n' % (len(content) - 5000), content[5000:], b'\r\n',
+                                                 LAST_CHUNK)),
+                ('until close', OK + b'\r\n' + content),
+        ):
+            for tls in (None, tls_server()):
+                for recv_bufsize in (1000, 65536):
+                    with self.subTest((what, recv_bufsize, tls is not None)):
+                        port = self.answer(wire, tls=tls)
+                        request, _ = self.pool(recv_bufsize=recv_bufsize, get_ssl_context=client_context)
+                        _, _, body = await request(
+                            b'GET', '{}://127.0.0.1:{}/'.format('https' if tls else 'http', port))
+                        pieces = [piece async for piece in body]
+                        self.assertTrue(b''.join(pieces) == content)
+                        self.assertEqual({type(piece) for piece in pieces}, {bytes})
+                        self.assertGreater(min(map(len, pieces)), 0)
+                        self.assertLessEqual(max(map(len, pieces)), recv_bufsize)
+
+    async def test_it_behaves_as_an_async_generator(self):
+        for wire in (with_length(b'5'), chunked_response(b'5\r\nhello\r\n', LAST_CHUNK), OK_EMPTY, OK + b'\r\nhello'):
+            with self.subTest(wire):
+                request, _ = self.pool()
+                _, _, body = await request(b'GET', 'http://127.0.0.1:{}/'.format(self.answer(wire)))
+                self.assertIs(body.__aiter__(), body)
+                self.assertEqual(b''.join([piece async for piece in body]), b'' if wire == OK_EMPTY else b'hello')
+                for _ in range(2):
+                    with self.assertRaises(StopAsyncIteration):
+                        await body.__anext__()
+                self.assertEqual(await buffered(body), b'')
+                self.assertIsNone(await body.aclose())
+                self.assertIsNone(await body.aclose())
+
+    async def test_aclose_closes_the_connection_of_a_body_that_is_not_complete(self):
+        for read_before in (0, 1):
+            with self.subTest(read_before):
+                body, _, closed = await self.held_response(OK + b'content-length: 6\r\n\r\nabc')
+                for _ in range(read_before):
+                    self.assertEqual(await body.__anext__(), b'abc')
+                self.assertIsNone(await body.aclose())
+                self.assertEqual(await in_thread(closed.get, True, PATIENCE), b'')
+                # As of a generator that was closed.
+                with self.assertRaises(StopAsyncIteration):
+                    await body.__anext__()
+                await body.aclose()
+
+    async def test_a_body_that_is_dropped_closes_its_connection(self):
+        for read_before in (0, 1):
+            with self.subTest(read_before):
+                body, _, closed = await self.held_response(OK + b'content-length: 6\r\n\r\nabc')
+                for _ in range(read_before):
+                    await body.__anext__()
+                del body
+                self.assertEqual(await in_thread(closed.get, True, PATIENCE), b'')
+
+    async def test_two_readers_at_once_are_an_error_which_does_not_disturb_the_first(self):
+        body, go_on, _ = await self.held_response(OK + b'content-length: 6\r\n\r\n', b'abcdef')
+        first = asyncio.ensure_future(body.__anext__())
+        await asyncio.sleep(0)
+        for _ in range(2):
+            with self.assertRaises((HttpDataError, RuntimeError)) as caught:
+                await body.__anext__()
+            self.assertGreater(len(str(caught.exception)), 10)
+        self.assertFalse(first.done())
+        go_on.set()
+        self.assertEqual(await first, b'abcdef')
+        with self.assertRaises(StopAsyncIteration):
+            await body.__anext__()
+
+    async def test_aclose_ends_a_read_that_another_task_waits_in(self):
+        for tls in (None, tls_server()):
+            for wire in (OK + b'content-length: 6\r\n\r\nabc', chunked_response(b'6\r\nabc'), OK + b'\r\nabc'):
+                with self.subTest((wire, tls is not None)):
+                    hold = threading.Event()
+
+                    def script(peer, wire=wire, hold=hold):
+                        peer.read_head()
+                        peer.send(wire)
+                        hold.wait(PATIENCE)
+
+                    request, _ = self.pool(get_ssl_context=client_context)
+                    url = '{}://127.0.0.1:{}/'.format('https' if tls else 'http', self.serve(script, tls=tls))
+                    _, _, body = await request(b'GET', url)
+                    self.assertEqual(await body.__anext__(), b'abc')
+                    reader = asyncio.ensure_future(body.__anext__())
+                    for _ in range(3):
+                        await asyncio.sleep(0)
+                    self.assertFalse(reader.done())
+                    await body.aclose()
+                    error = await self.raises(HttpConnectionClosedError, asyncio.wait_for(reader, PATIENCE))
+                    self.assertEqual((error.reused, error.answered), (False, True))
+                    hold.set()
+
+    async def test_a_body_that_failed_never_looks_complete(self):
+        for what, wire, error in (
+                ('a length', OK + b'content-length: 6\r\n\r\nabc', HttpConnectionClosedError),
+                ('chunked', chunked_response(b'6\r\nabc'), HttpConnectionClosedError),
+                ('chunked, malformed', chunked_response(b'3\r\nabc\r\n', b'x\r\n'), HttpProtocolError),
+                ('chunked, too long', chunked_response(b'3\r\nabc\r\n1;', b'x' * 70000), HttpHeaderTooLong),
+        ):
+            for kwargs in ({}, {'recv_bufsize': 16}):
+                with self.subTest((what, kwargs)):
+                    request, _ = self.pool(**kwargs)
+                    with self.assertRaises(error) as caught:
+                        _, _, body = await request(b'GET', 'http://127.0.0.1:{}/'.format(self.answer(wire)))
+                        while True:
+                            await body.__anext__()
+                    self.assertIs(type(caught.exception), error)
+                    if kwargs:  # else the error may have come with the head
+                        for _ in range(2):
+                            with self.assertRaises(HttpDataError) as caught:
+                                await buffered(body)
+                            self.assertGreater(len(str(caught.exception)), 10)
+                            self.assertIs(caught.exception.answered, True)
+                        await body.aclose()
+
+    async def test_a_body_whose_read_was_cancelled_never_looks_complete(self):
+        body, _, closed = await self.held_response(OK + b'content-length: 6\r\n\r\nabc')
+        await body.__anext__()
+        reader = asyncio.ensure_future(body.__anext__())
+        await asyncio.sleep(0)
+        reader.cancel()
+        with self.assertRaises(asyncio.CancelledError):
+            await reader
+        self.assertEqual(await in_thread(closed.get, True, PATIENCE), b'')
+        with self.assertRaises(HttpDataError):
+            await buffered(body)
+
+    async def test_a_body_that_timed_out_never_looks_complete(self):
+        body, _, closed = await self.held_response(OK + b'content-length: 6\r\n\r\nabc', socket_timeout=0.5)
+        await body.__anext__()
+        error = await self.raises(HttpDataTimeout, body.__anext__())
+        self.assertEqual((error.reused, error.answered), (False, True))
+        self.assertIsInstance(error, asyncio.TimeoutError)
+        self.assertEqual(await in_thread(closed.get, True, PATIENCE), b'')
+        with self.assertRaises(HttpDataError):
+            await buffered(body)

@@ -1,0 +1,515 @@
+"""Which connections are used again, and when they are closed"""
+import asyncio
+import contextlib
+import functools
+import threading
+import time
+from unittest import mock
+
+import lowhaio
+from lowhaio import buffered
+from reliability.harness import (
+    OK, OK_EMPTY, TEST_SECONDS, USE_UVLOOP, ClientSockets, Peer, client_context, server_context,
+)
+from tests.name_servers import FakeNames
+from tests.peers import (
+    LAST_CHUNK, ConnectionTestCase, MessageTestCase, answering, chunked_response, numbered, reply_of, times_of_close,
+    with_length,
+)
+from tests.response_framing import GOOD_RESPONSES
+
+
+class TestPersistence(MessageTestCase):
+
+    # version, connection fields of the response, connection fields of the request, whether it is used again
+    CASES = (
+        (b'1.1', (), (), True),
+        (b'1.1', (b'keep-alive',), (), True),
+        (b'1.1', (b'close',), (), False),
+        (b'1.1', (b'Close',), (), False),
+        (b'1.1', (b'CLOSE',), (), False),
+        (b'1.1', (b'keep-alive, close',), (), False),
+        (b'1.1', (b'close, keep-alive',), (), False),
+        (b'1.1', (b'foo ,\tClose\t, bar',), (), False),
+        (b'1.1', (b',close',), (), False),
+        (b'1.1', (b'keep-alive', b'close'), (), False),
+        (b'1.1', (b'close', b'keep-alive'), (), False),
+        (b'1.1', (b'upgrade',), (), True),
+        (b'1.1', (b'closed',), (), True),
+        (b'1.1', (b'x-close',), (), True),
+        (b'1.1', (b'close-x',), (), True),
+        (b'1.1', (b'XcloseX',), (), True),
+        (b'1.1', (b'',), (), True),
+        (b'1.1', (), (b'keep-alive',), True),
+        (b'1.1', (), (b'close',), False),
+        (b'1.1', (), (b'Close',), False),
+        (b'1.1', (), (b'te, close',), False),
+        (b'1.1', (), (b'te', b'close'), False),
+        (b'1.1', (b'keep-alive',), (b'close',), False),
+        (b'1.0', (), (), False),
+        (b'1.0', (), (b'keep-alive',), False),
+        (b'1.0', (b'foo',), (), False),
+        (b'1.0', (b'close',), (), False),
+        (b'1.0', (b'keep-alive',), (), True),
+        (b'1.0', (b'Keep-Alive',), (), True),
+        (b'1.0', (b'foo, keep-alive',), (), True),
+        (b'1.0', (b'foo', b'keep-alive'), (), True),
+        (b'1.0', (b'keep-alive, close',), (), False),
+        (b'1.0', (b'keep-alive', b'close'), (), False),
+        (b'1.0', (b'keep-alive',), (b'close',), False),
+        (b'1.0', (b'keep-alive-x',), (), False),
+    )
+
+    def server(self, response):
+        """Answers each request of a connection, for as long as the client keeps it"""
+        def script(peer):
+            while peer.read_head():
+                peer.send(response)
+
+        return 'http://127.0.0.1:{}/'.format(self.serve(script))
+
+    def test_persists_is_a_function_of_version_and_connection_fields(self):
+        for version, response, sent, expected in self.CASES:
+            with self.subTest((version, response, sent)):
+                named, sent_named = (
+                    lowhaio.by_name(((b'a', b'close'),) + tuple((b'connection', value) for value in values))
+                    for values in (response, sent)
+                )
+                seconds = lowhaio.keep_alive_seconds(version, named, 15)
+                self.assertIs(seconds == 15 and not lowhaio.asks_to_close(sent_named), expected)
+
+    def test_the_servers_keep_alive_is_its_timeout_in_seconds(self):
+        for values, expected in (
+                ((), None), ((b'timeout=5',), 5), ((b'max=7, Timeout=5',), 5), ((b'max=7', b'timeout=5'), 5),
+                ((b' timeout = "5" ',), 5), ((b'timeout=5, timeout=6',), 5), ((b'timeout',), None),
+                ((b'timeout=',), None), ((b'timeout=-5',), None), ((b'timeout=5.5',), None), ((b'XtimeoutX=5',), None),
+                ((b'timeout=X5X',), None), ((b'xtimeout=5',), None), ((b'timeout=' + b'9' * 400,), float('inf')),
+        ):
+            with self.subTest(values):
+                named = lowhaio.by_name([(b'keep-alive', value) for value in values])
+                seconds = 999 if expected is None else expected - lowhaio.KEEP_ALIVE_MARGIN
+                self.assertEqual(lowhaio.keep_alive_seconds(b'1.1', named, 999), min(999, seconds))
+                self.assertEqual(lowhaio.keep_alive_seconds(b'1.1', named, 3), min(3, seconds))
+
+    async def test_a_connection_is_used_again_if_it_persists(self):
+        for version, response, sent, expected in self.CASES:
+            with self.subTest((version, response, sent)):
+                fields = b''.join(b'Connection: ' + value + b'\r\n' for value in response)
+                url = self.server(b'HTTP/' + version + b' 200 OK\r\n' + fields + b'content-length: 5\r\n\r\nhello')
+                headers = tuple((b'Connection', value) for value in sent)
+                request, _ = self.pool()
+                accepted = self.accepted
+                for _ in range(3):
+                    _, _, body = await request(b'GET', url, headers=headers)
+                    self.assertEqual(await buffered(body), b'hello')
+                self.assertEqual(self.accepted - accepted, 1 if expected else 3)
+
+    async def test_a_complete_response_gives_its_connection_back(self):
+        for what, method, wire, _, body, kept in GOOD_RESPONSES:
+            if not kept:
+                continue
+            with self.subTest(what):
+                url = self.server(wire)
+                request, _ = self.pool()
+                accepted = self.accepted
+                for _ in range(3):
+                    _, _, response = await request(method, url)
+                    self.assertEqual(await buffered(response), body)
+                self.assertEqual(self.accepted - accepted, 1)
+
+    async def test_a_response_without_body_gives_it_back_before_request_returns(self):
+        for method, wire in (
+                (b'HEAD', with_length(b'5', b'')),
+                (b'GET', b'HTTP/1.1 204 No Content\r\n\r\n'),
+                (b'GET', b'HTTP/1.1 304 Not Modified\r\ncontent-length: 5\r\n\r\n'),
+                (b'GET', OK_EMPTY),
+                (b'GET', chunked_response(LAST_CHUNK)),
+                # Complete when its head arrives, since it comes with it.
+                (b'GET', with_length(b'5')),
+                (b'GET', chunked_response(b'5\r\nhello\r\n', LAST_CHUNK)),
+        ):
+            with self.subTest(wire):
+                url = self.server(wire)
+                request, _ = self.pool()
+                accepted = self.accepted
+                # Neither read nor dropped.
+                responses = [await request(method, url) for _ in range(3)]
+                self.assertEqual((len(responses), self.accepted - accepted), (3, 1))
+
+    async def test_a_connection_with_surplus_is_not_used_again(self):
+        for wire, method, body in (
+                (with_length(b'5', b'hello!'), b'GET', b'hello'),
+                (OK_EMPTY + b'!', b'GET', b''),
+                (OK_EMPTY + OK_EMPTY, b'GET', b''),
+                (with_length(b'5'), b'HEAD', b''),
+                (b'HTTP/1.1 204 No Content\r\n\r\nx', b'GET', b''),
+                (chunked_response(LAST_CHUNK, b'\r\n'), b'GET', b''),
+                (chunked_response(b'5\r\nhello\r\n', LAST_CHUNK, LAST_CHUNK), b'GET', b'hello'),
+        ):
+            for kwargs in ({}, {'recv_bufsize': 1}):
+                with self.subTest((wire, kwargs)):
+                    url = self.server(wire)
+                    # Byte by byte, the surplus is in the socket when the response is complete.
+                    request, _ = self.pool(**kwargs)
+                    accepted = self.accepted
+                    for _ in range(3):
+                        # Not idempotent: it is not saved by being sent again.
+                        code, _, response = await request(b'POST' if method == b'GET' else method, url)
+                        self.assertEqual((code[:2], await buffered(response)), (b'20', body))
+                    self.assertEqual(self.accepted - accepted, 3)
+
+    async def test_a_connection_on_which_something_comes_unasked_is_not_used_again(self):
+        spoken = threading.Event()
+
+        def speaks(peer):
+            peer.read_head()
+            peer.send(OK_EMPTY)
+            asked.wait()
+            peer.send(OK + b'content-length: 4\r\n\r\nevil')
+            spoken.set()
+            peer.read_to_close()
+
+        def answers(peer):
+            peer.read_head()
+            peer.send(with_length(b'5'))
+
+        asked = threading.Event()
+        url = 'http://127.0.0.1:{}/'.format(self.serve(speaks, answers))
+        request, _ = self.pool()
+        await request(b'POST', url)
+        asked.set()
+        spoken.wait()
+        _, _, body = await request(b'POST', url)
+        self.assertEqual((await buffered(body), self.accepted), (b'hello', 2))
+
+    async def test_a_body_until_close_leaves_nothing_to_use_again(self):
+        port = self.answer(OK + b'\r\nhello')
+        request, made = self.scripted(OK + b'\r\n', b'hello')
+        for _ in range(2):
+            _, _, body = await request(b'GET', 'http://127.0.0.1:{}/'.format(port))
+            self.assertEqual(await buffered(body), b'hello')
+        self.assertEqual([connection.is_closed for connection in made], [True, True])
+
+
+class ReuseTest(ConnectionTestCase):
+
+    async def test_the_most_recently_idle_connection_is_taken_first(self):
+        for order in ((0, 1), (1, 0)):
+            with self.subTest(order=order):
+                finish = [threading.Event(), threading.Event()]
+
+                def begin(number, peer, finish=finish):
+                    peer.send(b'HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\n')
+                    finish[number].wait(TEST_SECONDS)
+                    peer.send(b'-')
+                port = self.serve(*(
+                    answering(functools.partial(begin, number), reply_of(b'%d' % number)) for number in range(2)))
+                request, close = self.pool()
+                bodies = [(await request(b'GET', 'http://127.0.0.1:%d/' % port))[2] for _ in range(2)]
+                for number in order:
+                    finish[number].set()
+                    self.assertEqual(await buffered(bodies[number]), b'-')
+                self.assertEqual([await self.text(request, port) for _ in range(3)], [b'%d' % order[1]] * 3)
+                # The other one is kept too, for when there are two requests at once.
+                both = await asyncio.gather(self.text(request, port), self.text(request, port))
+                self.assertEqual(sorted(both), [b'0', b'1'])
+                await close()
+
+    async def test_a_connection_is_only_for_the_host_it_was_opened_for(self):
+        port = self.serve(*numbered())
+        request, _ = self.pool(get_dns_resolver=FakeNames({'one.test': ['127.0.0.1'], 'two.test': ['127.0.0.1']}))
+        hosts = ('one.test', 'two.test', '127.0.0.1', 'one.test', 'two.test', '127.0.0.1')
+        self.assertEqual([await self.text(request, port, host) for host in hosts], [b'0', b'1', b'2'] * 2)
+
+    async def test_a_connection_is_only_for_the_port_it_was_opened_for(self):
+        ports = self.serve(answering(reply_of(b'one'))), self.serve(answering(reply_of(b'two')))
+        request, _ = self.pool()
+        self.assertEqual([await self.text(request, port) for port in ports * 2], [b'one', b'two'] * 2)
+        self.assertEqual(self.accepted, 2)
+
+    async def test_a_connection_is_only_for_the_scheme_it_was_opened_for(self):
+        context = server_context()
+
+        def over_tls(peer):
+            peer.sock = context.wrap_socket(peer.sock, server_side=True)
+            self._peers.append(peer.sock)
+            answering(reply_of(b'over tls'))(peer)
+        port = self.serve(answering(reply_of(b'plain')), over_tls)
+        request, _ = self.pool(get_ssl_context=client_context)
+        schemes = ('http', 'https', 'http', 'https')
+        self.assertEqual([await self.text(request, port, scheme=scheme) for scheme in schemes],
+                         [b'plain', b'over tls'] * 2)
+
+    async def test_the_default_port_given_or_not_is_one_port(self):
+        port = self.serve(*numbered())
+        opened = []
+
+        async def connect(scheme, host, asked_port, *args):
+            opened.append((scheme, host, asked_port))
+            return await lowhaio.connect_directly(scheme, host, port, *args)
+        request, _ = self.pool(connect=connect)
+        for url in ('http://127.0.0.1/', 'http://127.0.0.1:80/', 'http://127.0.0.1:/'):
+            _, _, body = await request(b'GET', url)
+            self.assertEqual(await buffered(body), b'0')
+        self.assertEqual(opened, [('http', '127.0.0.1', 80)])
+
+    async def test_an_idle_connection_is_closed_when_its_time_is_over(self):
+        for timeout, fields, least, most in (
+                (0.2, (), 0.2, 10),
+                (0.2, (b'keep-alive: timeout=60',), 0.2, 10),  # the server's word shortens, and never lengthens
+                (0.2, (b'keep-alive: timeout=soon',), 0.2, 10),
+                (60, (b'keep-alive: timeout=1',), 0, 1),       # and it must be over before the server's own is
+                (60, (b'Keep-Alive: max=100, timeout=1',), 0, 1),
+        ):
+            with self.subTest(timeout=timeout, fields=fields):
+                times = []
+                port = self.serve(times_of_close(times, reply_of(b'x', *fields)))
+                sockets = ClientSockets()
+                request, close = self.pool(keep_alive_timeout=timeout, set_sock_options=sockets)
+                await self.text(request, port)
+                await self.closed_at(times, 1)
+                self.assertGreaterEqual(times[0], least * 0.9)
+                self.assertLess(times[0], most)
+                self.assertEqual(sockets.count_open(), 0)
+                await close()
+
+    async def closed_at(self, times, count):
+        until = time.monotonic() + TEST_SECONDS / 2
+        while len(times) < count and time.monotonic() < until:
+            await asyncio.sleep(0.01)
+        self.assertEqual(len(times), count)
+
+    async def test_each_idle_connection_has_its_own_time_though_they_share_a_timer(self):
+        times = [], []
+        ports = [self.serve(times_of_close(own, reply_of(b'x'))) for own in times]
+        request, _ = self.pool(keep_alive_timeout=0.4)
+        await self.text(request, ports[0])
+        await asyncio.sleep(0.2)
+        await self.text(request, ports[1])
+        for own in times:
+            await self.closed_at(own, 1)
+            self.assertGreaterEqual(own[0], 0.36)
+            self.assertLess(own[0], 10)
+
+    async def test_a_connection_with_less_time_is_closed_before_one_that_was_idle_earlier(self):
+        patient, hasty = [], []
+        ports = [self.serve(times_of_close(patient, reply_of(b'x'))),
+                 self.serve(times_of_close(hasty, reply_of(b'x', b'keep-alive: timeout=2')))]
+        request, close = self.pool(keep_alive_timeout=60)
+        await self.text(request, ports[0])
+        await self.text(request, ports[1])
+        await self.closed_at(hasty, 1)
+        self.assertLess(hasty[0], 2)
+        self.assertEqual(patient, [])
+        await close()
+        await self.closed_at(patient, 1)
+
+    async def test_a_servers_timeout_of_some_seconds_leaves_time_for_reuse(self):
+        port = self.serve(*[answering(reply_of(b'%d' % n, b'keep-alive: timeout=3')) for n in range(3)])
+        request, _ = self.pool()
+        self.assertEqual([await self.text(request, port) for _ in range(3)], [b'0'] * 3)
+
+    async def test_a_connection_whose_time_is_over_is_not_reused_though_the_timer_had_no_turn(self):
+        port = self.serve(*numbered())
+        request, _ = self.pool(keep_alive_timeout=0.1)
+        self.assertEqual(await self.text(request, port), b'0')
+        time.sleep(0.15)  # blocks the loop, as an application may: that is the point
+        self.assertEqual(await self.text(request, port), b'1')
+
+    async def test_a_server_that_closes_an_idle_connection_is_noticed_at_once(self):
+        def close_notify(peer):
+            # Raises or not, as the client's own close_notify comes: the event says what is asked.
+            with contextlib.suppress(OSError):
+                peer.sock.unwrap()
+
+        for name, leave, tls in (
+                ('plain', Peer.half_close, None),
+                ('TLS, close_notify alone', close_notify, server_context()),
+                ('TLS, without close_notify', Peer.half_close, server_context()),
+        ):
+            with self.subTest(name):
+                ask, gone = threading.Event(), threading.Event()
+
+                def script(peer, ask=ask, gone=gone, leave=leave):
+                    peer.read_head()
+                    peer.send(reply_of(b'x'))
+                    ask.wait(TEST_SECONDS)
+                    leave(peer)
+                    peer.read_to_close()
+                    gone.set()
+                port = self.serve(script, tls=tls)
+                sockets = ClientSockets()
+                request, _ = self.pool(
+                    set_sock_options=sockets, get_ssl_context=client_context, keep_alive_timeout=1000)
+                await self.text(request, port, scheme='https' if tls else 'http')
+                self.assertEqual(sockets.count_open(), 1)
+                ask.set()
+                await self.happens(gone)
+                self.assertEqual(sockets.count_open(), 0)
+
+    async def test_a_connection_has_one_timer_for_its_waits_and_its_idleness_and_none_when_it_is_closed(self):
+        if USE_UVLOOP:
+            self.skipTest('uvloop keeps its timers to itself')
+        ask, gone = threading.Event(), threading.Event()
+
+        def closing(peer):
+            peer.read_head()
+            peer.send(reply_of())
+            ask.wait(TEST_SECONDS)
+            peer.half_close()
+            peer.read_to_close()
+            gone.set()
+        request, close = self.pool(keep_alive_timeout=1000, socket_timeout=900)
+        for port in [self.serve(answering(reply_of())) for _ in range(3)]:
+            await self.text(request, port)
+        self.assertEqual(self.timers_beyond(500), 3)
+        await self.text(request, self.serve(closing))
+        self.assertEqual(self.timers_beyond(500), 4)
+        ask.set()
+        await self.happens(gone)
+        self.assertEqual(self.timers_beyond(500), 3)
+        await close()
+        self.assertEqual(self.timers_beyond(500), 0)
+
+    async def test_a_connection_that_is_used_again_and_again_makes_no_further_timers(self):
+        if USE_UVLOOP:
+            self.skipTest('uvloop keeps its timers to itself')
+        for keep_alive_timeout, socket_timeout in ((1000, 900), (900, 1000)):
+            with self.subTest((keep_alive_timeout, socket_timeout)):
+                request, _ = self.pool(keep_alive_timeout=keep_alive_timeout, socket_timeout=socket_timeout)
+                port = self.serve(answering(*[reply_of() for _ in range(20)]))
+                await self.text(request, port)
+                with mock.patch.object(self.loop, 'call_at', side_effect=self.loop.call_at) as call_at:
+                    for _ in range(19):
+                        await self.text(request, port)
+                self.assertEqual([args for _, args, _ in call_at.mock_calls if args[0] > self.loop.time() + 500], [])
+
+    async def test_bytes_that_nobody_asked_for_end_an_idle_connection(self):
+        for tls in (None, server_context()):
+            with self.subTest(tls=tls is not None):
+                ask, gone = threading.Event(), threading.Event()
+
+                def script(peer, ask=ask, gone=gone):
+                    peer.read_head()
+                    peer.send(reply_of(b'0'))
+                    ask.wait(TEST_SECONDS)
+                    peer.send(reply_of(b'unasked'))
+                    peer.read_to_close()
+                    gone.set()
+                port = self.serve(script, answering(reply_of(b'1')), tls=tls)
+                request, _ = self.pool(get_ssl_context=client_context)
+                text = functools.partial(self.text, request, port, scheme='https' if tls else 'http')
+                self.assertEqual(await text(), b'0')
+                ask.set()
+                await self.happens(gone)
+                self.assertEqual(await text(), b'1')
+
+    async def test_unasked_bytes_and_closes_that_the_loop_has_not_seen_yet_are_noticed_before_sending(self):
+        # The loop is blocked until they are there, so that only a look at the socket itself can tell.
+        for name, leave in (('bytes', lambda peer: peer.send(reply_of(b'unasked'))), ('close', Peer.half_close),
+                            ('reset', Peer.reset)):
+            for tls in (None, server_context()):
+                if tls and name == 'reset':
+                    continue
+                with self.subTest(name, tls=tls is not None):
+                    ask, done = threading.Event(), threading.Event()
+
+                    def script(peer, ask=ask, done=done, leave=leave):
+                        peer.read_head()
+                        peer.send(reply_of(b'0'))
+                        ask.wait(TEST_SECONDS)
+                        leave(peer)
+                        done.set()
+                        if leave is not Peer.reset:
+                            self.assertNotIn(b'POST', peer.read_to_close())
+                    port = self.serve(script, answering(reply_of(b'1')), tls=tls)
+                    request, _ = self.pool(get_ssl_context=client_context)
+                    text = functools.partial(self.text, request, port, scheme='https' if tls else 'http')
+                    self.assertEqual(await text(), b'0')
+                    ask.set()
+                    self.assertTrue(done.wait(TEST_SECONDS))
+                    # A POST is never sent twice, so that this answer says where it went first.
+                    self.assertEqual(await text(method=b'POST'), b'1')
+
+    async def test_a_connection_found_dead_with_the_first_piece_in_hand_is_replaced(self):
+        # Nothing was sent yet: even a POST from a generator goes over another connection.
+        for tls in (None, server_context()):
+            for blocking in (True, False):
+                with self.subTest(tls=tls is not None, blocking=blocking):
+                    ask, gone = threading.Event(), threading.Event()
+
+                    def script(peer, ask=ask, gone=gone):
+                        peer.read_head()
+                        peer.send(reply_of(b'0'))
+                        ask.wait(TEST_SECONDS)
+                        peer.half_close()
+                        gone.set()
+                        self.assertNotIn(b'POST', peer.read_to_close())
+                    seen = []
+
+                    def other(peer, seen=seen):
+                        peer.read_head()
+                        seen.append(peer.read(10))
+                        peer.send(reply_of(b'1'))
+
+                    async def body(ask=ask, gone=gone, blocking=blocking):
+                        ask.set()
+                        if blocking:  # the loop has no turn in which to notice it
+                            self.assertTrue(gone.wait(TEST_SECONDS))
+                        else:
+                            await self.happens(gone)
+                        yield b'01234'
+                        yield b'56789'
+                    port = self.serve(script, other, tls=tls)
+                    request, _ = self.pool(get_ssl_context=client_context)
+                    text = functools.partial(self.text, request, port, scheme='https' if tls else 'http')
+                    self.assertEqual(await text(), b'0')
+                    headers = ((b'content-length', b'10'),)
+                    self.assertEqual(await text(method=b'POST', headers=headers, body=body()), b'1')
+                    self.assertEqual(seen, [b'0123456789'])
+
+    async def test_all_dead_connections_are_passed_over_until_a_living_one(self):
+        ask = threading.Event()
+        closed = [threading.Event(), threading.Event()]
+        begun = threading.Barrier(2)
+
+        def dying(event, peer):
+            peer.read_head()
+            begun.wait(TEST_SECONDS)  # both are in use at once
+            peer.send(reply_of())
+            ask.wait(TEST_SECONDS)
+            peer.half_close()
+            event.set()
+            self.assertNotIn(b'POST', peer.read_to_close())
+
+        async def body():
+            ask.set()
+            for event in closed:
+                self.assertTrue(event.wait(TEST_SECONDS))
+            yield b'x'
+        port = self.serve(*(functools.partial(dying, event) for event in closed), answering(reply_of(b'living')))
+        request, _ = self.pool()
+        await asyncio.gather(self.text(request, port), self.text(request, port))
+        self.assertEqual(await self.text(request, port, method=b'POST', body=body()), b'living')
+        self.assertEqual(self.accepted, 3)
+
+    async def test_responses_that_are_complete_with_their_head_give_the_connection_back_before_request_returns(self):
+        for name, method, answer in (
+                ('204', b'DELETE', b'HTTP/1.1 204 No Content\r\n\r\n'),
+                ('304', b'GET', b'HTTP/1.1 304 Not Modified\r\ncontent-length: 5\r\n\r\n'),
+                ('HEAD', b'HEAD', b'HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n'),
+                ('empty', b'GET', reply_of()),
+                ('empty, chunked', b'GET', b'HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n'),
+                ('whole', b'GET', reply_of(b'whole')),
+        ):
+            with self.subTest(name):
+                before = self.accepted
+                port = self.serve(answering(answer))
+                sockets = ClientSockets()
+                request, _ = self.pool(set_sock_options=sockets)
+                responses = []  # none of whose bodies is touched, or let go of, while the requests go on
+                for _ in range(3):
+                    responses.append(await request(method, 'http://127.0.0.1:%d/' % port))
+                self.assertEqual((self.accepted - before, sockets.count_open()), (1, 1))
+                for _, _, body in responses:
+                    self.assertEqual(await buffered(body), b'whole' if name == 'whole' else b'')

@@ -1,0 +1,258 @@
+"""What is timed, and what is not"""
+import asyncio
+import builtins
+import functools
+import socket
+import threading
+import time
+import unittest
+
+from lowhaio import (
+    HttpConnectionClosedError, HttpConnectionError, HttpConnectionTimeout, HttpDataTimeout, HttpError, buffered,
+    streamed,
+)
+from reliability.harness import (
+    TEST_SECONDS, ClientSockets, Peer, client_context, current_task, full_backlog, in_thread, outcome, server_context,
+    turns,
+)
+from tests.bodies import CountedBody
+from tests.name_servers import FakeNames
+from tests.peers import MUCH, ConnectionTestCase, answering, never, numbered, reply_of, until_closed
+
+
+class TimeTest(ConnectionTestCase):
+
+    async def within(self, least, most, awaitable):
+        began = time.monotonic()
+        result = await awaitable
+        took = time.monotonic() - began
+        self.assertGreaterEqual(took, least)
+        self.assertLess(took, most)
+        return result
+
+    async def test_connecting_is_bounded(self):
+        body = CountedBody(b'x')
+        sockets = ClientSockets()
+        request, _ = self.pool(socket_timeout=0.2, set_sock_options=sockets)
+        with full_backlog() as port:
+            error = await self.within(0.18, 5, self.raises(
+                HttpConnectionTimeout, self.text(request, port, method=b'POST', body=body())))
+        self.assertIsInstance(error, asyncio.TimeoutError)
+        self.assertIsInstance(error, HttpConnectionError)
+        self.assertIn('0.2', str(error))
+        self.assertEqual((body.begun, sockets.count_open()), (0, 0))
+
+    async def test_an_address_that_does_not_answer_is_followed_by_the_next(self):
+        # Both addresses have one port: the first's queue is full, at the second a server answers.
+        with full_backlog() as port:
+            listener = socket.socket()
+            self._listeners.append(listener)
+            listener.bind(('127.0.0.2', port))
+            listener.listen(5)
+
+            def play():
+                sock, _ = listener.accept()
+                answering(reply_of(b'second'))(Peer(sock))
+                sock.close()
+            thread = threading.Thread(target=play, daemon=True)
+            thread.start()
+            request, close = self.pool(
+                socket_timeout=0.2, get_dns_resolver=FakeNames({'two.test': ['127.0.0.1', '127.0.0.2']}))
+            self.assertEqual(await self.text(request, port, 'two.test'), b'second')
+            await close()
+            await in_thread(thread.join, TEST_SECONDS)
+
+    async def test_sending_is_bounded_where_the_peer_stops_reading(self):
+        for tls in (None, server_context()):
+            with self.subTest(tls=tls is not None):
+                finish = threading.Event()
+
+                def script(peer, finish=finish):
+                    peer.read_head()
+                    finish.wait(TEST_SECONDS)
+                port = self.serve(script, tls=tls)
+                sockets = ClientSockets()
+                request, _ = self.pool(
+                    socket_timeout=0.3, get_ssl_context=client_context, set_sock_options=sockets)
+                body = CountedBody(bytes(MUCH))
+                error = await self.within(0.27, 10, self.raises(HttpDataTimeout, self.text(
+                    request, port, scheme='https' if tls else 'http', method=b'PUT', body=body())))
+                self.assertIsInstance(error, asyncio.TimeoutError)
+                self.assertEqual((error.reused, error.answered), (False, False))
+                self.assertEqual((body.begun, body.ended, sockets.count_open()), (1, 1, 0))
+                finish.set()
+
+    async def test_a_reset_while_sending_is_noticed_at_once(self):
+        # What the loop says of such a socket, and how often, differs between loops.
+        for tls in (None, server_context()):
+            with self.subTest(tls=tls is not None):
+                port = self.serve(answering(Peer.reset), tls=tls)
+                request, _ = self.pool(get_ssl_context=client_context)
+                for _ in range(5):
+                    await self.within(0, 5, self.raises(HttpConnectionClosedError, self.text(
+                        request, port, scheme='https' if tls else 'http', method=b'PUT',
+                        headers=((b'content-length', b'%d' % MUCH),), body=streamed(bytes(MUCH)))))
+
+    async def test_receiving_is_bounded_at_each_place(self):
+        places = (
+            ('before the head', b'', False),
+            ('in the head', b'HTTP/1.1 200 OK\r\ncon', True),
+            ('after an interim response', b'HTTP/1.1 100 Continue\r\n\r\n', True),
+            ('before the body', b'HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n', True),
+            ('in the body', b'HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nabc', True),
+            ('in a chunk', b'HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n9\r\nabc', True),
+            ('in a body until the end', b'HTTP/1.1 200 OK\r\n\r\nabc', True),
+        )
+        request, _ = self.pool(socket_timeout=0.4, get_ssl_context=client_context)
+
+        async def times_out(part, tls):
+            gone = threading.Event()
+            port = self.serve(until_closed(gone, part), tls=tls)
+            error = await self.within(0.36, 10, self.raises(
+                HttpDataTimeout, self.text(request, port, scheme='https' if tls else 'http')))
+            await self.happens(gone)
+            return isinstance(error, asyncio.TimeoutError), error.reused, error.answered
+        for tls in (None, server_context()):
+            results = await asyncio.gather(*[times_out(part, tls) for _, part, _ in places])
+            for number, (name, _, answered) in enumerate(places):
+                with self.subTest(name, tls=tls is not None):
+                    self.assertEqual(results[number], (True, False, answered))
+
+    async def test_the_time_begins_anew_with_each_byte_received(self):
+        answers = (
+            b'HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nabc',
+            b'HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n',
+        )
+
+        def script(answer, peer):
+            peer.read_head()
+            for start, end in ((0, 3), (3, -9), (-9, -7), (-7, -2), (-2, -1), (-1, None)):
+                time.sleep(0.12)
+                peer.send(answer[start:end])
+        request, _ = self.pool(socket_timeout=0.5, get_ssl_context=client_context)
+        texts = [
+            self.within(0.6, 10, self.text(
+                request, self.serve(functools.partial(script, answer), tls=tls), scheme='https' if tls else 'http'))
+            for answer in answers for tls in (None, server_context())
+        ]
+        self.assertEqual(await asyncio.gather(*texts), [b'abc'] * 4)
+
+    async def test_the_time_begins_anew_with_each_byte_sent(self):
+        def script(peer):
+            # At most so much is on its way, so that the client is blocked nearly all of the time.
+            peer.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024 * 1024)
+            peer.read_head()
+            for _ in range(8):
+                time.sleep(0.12)
+                peer.read(MUCH // 8)
+            peer.send(reply_of(b'done'))
+        request, _ = self.pool(socket_timeout=0.6, get_ssl_context=client_context)
+        headers = ((b'content-length', b'%d' % MUCH),)
+        texts = [
+            self.within(0.9, 20, self.text(
+                request, self.serve(script, tls=tls), scheme='https' if tls else 'http', method=b'PUT', headers=headers,
+                body=streamed(bytes(MUCH))))
+            for tls in (None, server_context())
+        ]
+        self.assertEqual(await asyncio.gather(*texts), [b'done'] * 2)
+
+    async def test_neither_the_callers_body_nor_its_reading_is_timed(self):
+        async def body():
+            yield b'x'
+            await asyncio.sleep(0.4)
+            yield b'y'
+
+        def script(peer):
+            peer.read_until(b'0\r\n\r\n')
+            peer.send(b'HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\nabc')
+            go_on.wait(TEST_SECONDS)
+            peer.send(b'def')
+        go_on = threading.Event()
+        request, _ = self.pool(socket_timeout=0.2)
+        _, _, response = await request(b'PUT', 'http://127.0.0.1:%d/' % self.serve(script), body=body())
+        self.assertEqual(await response.__anext__(), b'abc')
+        go_on.set()
+        await asyncio.sleep(0.4)
+        self.assertEqual(await buffered(response), b'def')
+
+    async def test_a_timer_of_one_request_does_not_reach_the_next(self):
+        port = self.serve(*numbered())
+        request, _ = self.pool(socket_timeout=0.8)
+        self.assertEqual(await self.text(request, port), b'0')
+        await asyncio.sleep(0.9)
+        self.assertEqual(await self.text(request, port), b'0')
+
+        def late(peer):
+            time.sleep(0.5)
+            peer.send(reply_of(b'late'))
+        # The second wait begins when the first one's time is nearly over.
+        port = self.serve(answering(late))
+        for _ in range(2):
+            self.assertEqual(await self.text(request, port), b'late')
+
+    async def test_a_timeout_does_not_cancel_the_callers_task(self):
+        port = self.serve(answering(lambda peer: peer.read_to_close()))
+        request, _ = self.pool(socket_timeout=0.1)
+        self.assertIs(await outcome(self.text(request, port)), HttpDataTimeout)
+        if hasattr(asyncio.Task, 'cancelling'):
+            self.assertEqual(current_task().cancelling(), 0)
+        await turns()  # where a cancellation of this task would come out
+
+    async def test_a_deadline_around_a_request_works_and_leaves_the_pool_sound(self):
+        gone = threading.Event()
+        port = self.serve(until_closed(gone, b''), answering(reply_of(b'sound')))
+        request, _ = self.pool()
+        self.assertIs(await outcome(asyncio.wait_for(self.text(request, port), 0.1)), asyncio.TimeoutError)
+        await self.happens(gone)
+        self.assertEqual(await self.text(request, port), b'sound')
+
+    @unittest.skipUnless(hasattr(asyncio, 'timeout'), 'since Python 3.11')
+    async def test_asyncio_timeout_around_a_request_works_at_each_place(self):
+        for name, part, tls in (
+                ('before the head', b'', None), ('in the body', b'HTTP/1.1 200 OK\r\n\r\nabc', None),
+                ('over TLS', b'', server_context()),
+        ):
+            with self.subTest(name):
+                gone = threading.Event()
+                port = self.serve(until_closed(gone, part), answering(reply_of(b'sound')), tls=tls)
+                request, _ = self.pool(get_ssl_context=client_context)
+                text = functools.partial(self.text, request, port, scheme='https' if tls else 'http')
+                with self.assertRaises(TimeoutError) as caught:
+                    async with asyncio.timeout(0.5):
+                        await text()
+                self.assertNotIsInstance(caught.exception, HttpError)
+                self.assertEqual(current_task().cancelling(), 0)
+                await self.happens(gone)
+                self.assertEqual(await text(), b'sound')
+
+    @unittest.skipUnless(hasattr(asyncio, 'timeout'), 'since Python 3.11')
+    async def test_a_socket_timeout_inside_asyncio_timeout_keeps_its_own_name(self):
+        port = self.serve(answering(lambda peer: peer.read_to_close()))
+        request, _ = self.pool(socket_timeout=0.1)
+        async with asyncio.timeout(TEST_SECONDS):
+            await self.raises(HttpDataTimeout, self.text(request, port))
+
+    @unittest.skipUnless(hasattr(asyncio, 'TaskGroup'), 'since Python 3.11')
+    async def test_a_task_group_cancels_requests_and_is_failed_by_them(self):
+        gone = threading.Event()
+        port = self.serve(until_closed(gone, b''), answering(reply_of(b'sound')))
+        request, _ = self.pool()
+
+        async def fails():
+            await asyncio.sleep(0.05)
+            raise KeyError('of a sibling')
+        with self.assertRaises(builtins.BaseExceptionGroup) as caught:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self.text(request, port))
+                group.create_task(fails())
+        self.assertEqual([type(error) for error in caught.exception.exceptions], [KeyError])
+        await self.happens(gone)
+        self.assertEqual(await self.text(request, port), b'sound')
+
+        request, _ = self.pool(socket_timeout=0.1)
+        port = self.serve(answering(lambda peer: peer.read_to_close()))
+        with self.assertRaises(builtins.BaseExceptionGroup) as caught:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self.text(request, port))
+                group.create_task(never())
+        self.assertEqual([type(error) for error in caught.exception.exceptions], [HttpDataTimeout])
