@@ -18,7 +18,7 @@ from tests.name_servers import FakeNames
 from tests.peers import MUCH, ConnectionTestCase, answering, never, reply_of, until_closed
 
 
-class CancellationTest(ConnectionTestCase):
+class CancellationTests(ConnectionTestCase):
 
     async def cancelled(self, coroutine, at):
         """Cancels a task when `at`, a threading or asyncio Event or nothing, has happened"""

@@ -246,7 +246,7 @@ class EarlySuccessTests(AsyncTestCase):
         self.assertEqual(await in_thread(got.get, True, PATIENCE), b'')
 
 
-class TestEarlyAnswer(MessageTestCase):
+class EarlyRefusalTests(MessageTestCase):
 
     def uploads(self):
         return (

@@ -10,7 +10,7 @@ from reliability.harness import CONTINUE, OK, OK_EMPTY, PATIENCE, pieces_of
 from tests.peers import MessageTestCase, chunked_response, with_length
 
 
-class TestMessageErrors(MessageTestCase):
+class ErrorTests(MessageTestCase):
 
     def test_the_tree_is_that_of_the_contract(self):
         for error, bases in (

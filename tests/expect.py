@@ -10,7 +10,7 @@ from tests.bodies import BodyOnce
 from tests.peers import MessageTestCase
 
 
-class TestExpect(MessageTestCase):
+class ExpectTests(MessageTestCase):
 
     EXPECT = (b'Expect', b'100-continue')
 

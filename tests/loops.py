@@ -27,7 +27,7 @@ class LoopWithoutReaders(asyncio.SelectorEventLoop):
     remove_writer = asyncio.AbstractEventLoop.remove_writer
 
 
-class LoopsTest(ConnectionTestCase):
+class LoopTests(ConnectionTestCase):
 
     def test_a_pool_may_be_made_before_any_loop(self):
         asyncio.set_event_loop(None)

@@ -24,7 +24,7 @@ class Clock:
         await turns(2)
 
 
-class NamesTest(ConnectionTestCase):
+class NamesTests(ConnectionTestCase):
     """One connection per request, unless the test is of their reuse: `connection: close` asks for that"""
 
     CLOSE = ((b'connection', b'close'),)

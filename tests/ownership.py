@@ -28,7 +28,7 @@ from tests.name_servers import FakeNames
 from tests.peers import MUCH, ConnectionTestCase, answering, reply_after_body, reply_of, until_closed
 
 
-class OwnershipTest(ConnectionTestCase):
+class OwnershipTests(ConnectionTestCase):
 
     PARTIAL = b'HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n'
 
@@ -221,7 +221,7 @@ class OwnershipTest(ConnectionTestCase):
         self.assertEqual((output, process.returncode), (b'', 0))
 
 
-class CyclesTest(ConnectionTestCase):
+class CycleTests(ConnectionTestCase):
     """With the garbage collector off: what is done with is freed by counting references, or it is in a cycle"""
 
     def setUp(self):

@@ -13,7 +13,7 @@ from reliability.harness import AsyncTestCase, in_thread
 from tests.peers import EMPTY, empty_answers
 
 
-class TestRareTurns(AsyncTestCase):
+class RareTurnsTests(AsyncTestCase):
 
     async def test_streamed_takes_bytes_alone(self):
         for data in ('text', 5, None, [b'x']):

@@ -11,7 +11,7 @@ from reliability.scripted import in_bytes
 from tests.peers import CHUNKED, LAST_CHUNK, MessageTestCase, chunked_response, with_length
 
 
-class TestResponseBody(MessageTestCase):
+class ResponseBodyTests(MessageTestCase):
 
     async def held_response(self, sent, later=b'', **kwargs):
         """(body, go_on, closed): a response of which `sent` has come, and `later` comes when `go_on` is set; `closed`

@@ -206,7 +206,7 @@ def by_pure_functions(method, pieces):
     return code, headers, body, surplus + b''.join(pieces)
 
 
-class TestResponseFraming(MessageTestCase):
+class ResponseFramingTests(MessageTestCase):
 
     async def test_responses_are_understood_wherever_they_are_cut(self):
         for what, method, wire, code, body, kept in GOOD_RESPONSES:
@@ -371,7 +371,7 @@ class TestResponseFraming(MessageTestCase):
                 self.assertEqual(lowhaio.parse_head(head), expected)
 
 
-class TestLimits(MessageTestCase):
+class LimitTests(MessageTestCase):
 
     LIMIT = 200
 

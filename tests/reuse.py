@@ -19,7 +19,7 @@ from tests.peers import (
 from tests.response_framing import GOOD_RESPONSES
 
 
-class TestPersistence(MessageTestCase):
+class PersistenceTests(MessageTestCase):
 
     # version, connection fields of the response, connection fields of the request, whether it is used again
     CASES = (
@@ -191,7 +191,7 @@ class TestPersistence(MessageTestCase):
         self.assertEqual([connection.is_closed for connection in made], [True, True])
 
 
-class ReuseTest(ConnectionTestCase):
+class ReuseTests(ConnectionTestCase):
 
     async def test_the_most_recently_idle_connection_is_taken_first(self):
         for order in ((0, 1), (1, 0)):

@@ -44,7 +44,7 @@ def connect_slowly(until=None):
     return connect
 
 
-class TestFoundInReview(ConnectionTestCase):
+class ReviewTests(ConnectionTestCase):
     """What readers of the code found, by their scripts"""
 
     async def test_of_all_addresses_that_fail_the_last_is_the_cause(self):

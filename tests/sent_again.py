@@ -13,7 +13,7 @@ from tests.bodies import BodyAgain, BodyMethods, BodyOnce, CountedBody, pieces_a
 from tests.peers import MUCH, ConnectionTestCase, MessageTestCase, answering, reply_after_body, reply_of
 
 
-class TestSentAgain(MessageTestCase):
+class SentAgainBodyTests(MessageTestCase):
     """A reused connection that the server closes before one byte of answer"""
 
     def server_that_closes(self, got, last=b'0\r\n\r\n', times=1):
@@ -148,7 +148,7 @@ class TestSentAgain(MessageTestCase):
                 self.assertEqual(self.accepted, accepted + 1)
 
 
-class SentAgainTest(ConnectionTestCase):
+class SentAgainTests(ConnectionTestCase):
 
     async def reused(self, *scripts, **kwargs):
         """A request function of a pool that has an idle connection, whose script has answered once, and the port"""

@@ -20,7 +20,7 @@ from tests.name_servers import FakeNames
 from tests.peers import MUCH, ConnectionTestCase, answering, never, numbered, reply_of, until_closed
 
 
-class TimeTest(ConnectionTestCase):
+class SocketTimeoutTests(ConnectionTestCase):
 
     async def within(self, least, most, awaitable):
         began = time.monotonic()

@@ -10,7 +10,7 @@ import lowhaio
 from reliability.harness import USE_UVLOOP, AsyncTestCase, full_backlog
 
 
-class TestSocketsOnly(AsyncTestCase):
+class SocketTests(AsyncTestCase):
 
     def connection(self):
         ours, theirs = socket.socketpair()

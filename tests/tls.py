@@ -26,7 +26,7 @@ from tests.name_servers import FakeNames
 from tests.peers import ConnectionTestCase, answering, numbered, reply_of, until_closed
 
 
-class TlsTest(ConnectionTestCase):
+class TlsTests(ConnectionTestCase):
 
     async def test_the_certificate_is_that_of_the_name_or_address_asked_for(self):
         names = FakeNames({'localhost': ['127.0.0.1'], 'xn--bcher-kva.test': ['127.0.0.1']})
@@ -336,7 +336,7 @@ class MemoryTls:
             self.closed_with = last
 
 
-class TestTlsInMemory(AsyncTestCase):
+class TlsInMemoryTests(AsyncTestCase):
 
     async def test_received_records_are_understood_wherever_they_are_cut(self):
         for cuts in ((10 ** 6,), (1,), (3, 7), (262144,), (16384, 5, 40000), (4, 16389)):

@@ -17,7 +17,7 @@ from tests.bodies import BodyAgain, BodyMethods, BodyOfItsOwn, BodyOnce, BodyWit
 from tests.peers import MessageTestCase
 
 
-class TestRequestFraming(MessageTestCase):
+class RequestFramingTests(MessageTestCase):
 
     # method, headers, pieces of the body, what follows the host: field lines and body
     FRAMINGS = (
@@ -279,7 +279,7 @@ class TestRequestFraming(MessageTestCase):
                     self.assertTrue(got.get() == before + piece + after)
 
 
-class TestRequestBody(MessageTestCase):
+class RequestBodyTests(MessageTestCase):
 
     def kinds(self):
         return (
@@ -645,7 +645,7 @@ class TestRequestBody(MessageTestCase):
         self.assertEqual(await buffered(response), b'too large')
 
 
-class TestStreamedAndBuffered(MessageTestCase):
+class StreamedAndBufferedTests(MessageTestCase):
 
     async def test_streamed_and_buffered_are_inverse(self):
         for data in (b'', b'a', b'hello', bytes(range(256)) * 1000, bytes(1 << 20)):

@@ -9,7 +9,7 @@ from tests.peers import MessageTestCase
 LONGEST_NAME = '.'.join(['a' * 63] * 3 + ['a' * 61])  # 253 characters
 
 
-class TestTarget(MessageTestCase):
+class UrlTests(MessageTestCase):
 
     # url, host field, endpoint, target
     URLS = (
@@ -257,7 +257,7 @@ class TestTarget(MessageTestCase):
                 self.assertEqual(made, [])
 
 
-class TestRequestHead(MessageTestCase):
+class RequestHeadTests(MessageTestCase):
 
     async def test_headers_are_sent_in_the_order_case_and_number_given(self):
         for what, headers, sent in (
