@@ -15,10 +15,10 @@ from reliability.harness import (
 )
 from tests.bodies import CountedBody
 from tests.name_servers import FakeNames
-from tests.peers import MUCH, ConnectionTestCase, answering, never, reply_of, until_closed
+from tests.peers import MUCH, ExchangeTestCase, answering, never, reply_of, until_closed
 
 
-class CancellationTests(ConnectionTestCase):
+class CancellationTests(ExchangeTestCase):
 
     async def cancelled(self, coroutine, at):
         """Cancels a task when `at`, a threading or asyncio Event or nothing, has happened"""
@@ -265,7 +265,7 @@ class CancellationTests(ConnectionTestCase):
             with self.subTest(tls=tls is not None):
                 gone = threading.Event()
                 port = self.serve(until_closed(gone, b'HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n'), tls=tls)
-                request, _ = self.pool(get_ssl_context=client_context)
+                request, _ = self.pool()
                 _, _, body = await request(b'GET', '{}://127.0.0.1:{}/'.format('https' if tls else 'http', port))
                 task = self.loop.create_task(outcome(body.__anext__()))
                 await turns()

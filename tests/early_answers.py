@@ -9,11 +9,11 @@ import time
 
 from lowhaio import HttpConnectionClosedError, HttpDataTimeout, HttpHeaderTooLong, HttpProtocolError, buffered, streamed
 from reliability.harness import (
-    CONTINUE, OK, OK_EMPTY, PATIENCE, TOO_LARGE, AsyncTestCase, ClientSockets, ScriptedConnection, client_context,
-    in_thread, pieces_of, server_context, tls_server,
+    CONTINUE, OK, OK_EMPTY, PATIENCE, TOO_LARGE, ClientSockets, ScriptedConnection, in_thread, pieces_of,
+    server_context, tls_server,
 )
 from tests.bodies import BodyOnce, BodyWithoutEnd, SmallPieces
-from tests.peers import MessageTestCase
+from tests.peers import ExchangeTestCase
 
 SIZE = 4000000  # of an upload that the buffers of the kernel do not swallow
 PIECE = bytes(range(250)) * 40
@@ -23,7 +23,7 @@ def of_code(code, body=b'early'):
     return b'HTTP/1.1 %b Early\r\ncontent-length: %d\r\n\r\n%b' % (code, len(body), body)
 
 
-class EarlySuccessTests(AsyncTestCase):
+class EarlySuccessTests(ExchangeTestCase):
 
     def uploads(self):
         """(what, arguments of the request, what follows its head on the wire)"""
@@ -58,7 +58,7 @@ class EarlySuccessTests(AsyncTestCase):
 
     def post(self, url, **kwargs):
         sockets = ClientSockets((socket.SOL_SOCKET, socket.SO_SNDBUF, 65536))
-        request, _ = self.pool(get_ssl_context=client_context, set_sock_options=sockets,
+        request, _ = self.pool(set_sock_options=sockets,
                                socket_timeout=kwargs.pop('socket_timeout', PATIENCE),
                                recv_bufsize=kwargs.pop('recv_bufsize', 262144))
         return request, sockets, request(b'POST', url, **kwargs)
@@ -246,7 +246,7 @@ class EarlySuccessTests(AsyncTestCase):
         self.assertEqual(await in_thread(got.get, True, PATIENCE), b'')
 
 
-class EarlyRefusalTests(MessageTestCase):
+class EarlyRefusalTests(ExchangeTestCase):
 
     def uploads(self):
         return (
@@ -290,9 +290,9 @@ class EarlyRefusalTests(MessageTestCase):
             peer.read_head()
             peer.send(OK_EMPTY)
 
-        url = '{}://127.0.0.1:{}/'.format('https' if tls else 'http', self.serve(refuses, answers, tls=tls))
+        url = self.url(refuses, answers, tls=tls)
         accepted = self.accepted
-        request, _ = self.pool(get_ssl_context=client_context)
+        request, _ = self.pool()
         try:
             code, response_headers, response = await request(b'POST', url, headers=headers, body=body)
             self.assertEqual((code, await buffered(response)), (b'413', b'too large'))
@@ -317,7 +317,7 @@ class EarlyRefusalTests(MessageTestCase):
         begun = threading.Event()
         request, _ = self.pool()
         try:
-            code, _, response = await request(b'POST', 'http://127.0.0.1:{}/'.format(self.serve(refuses)),
+            code, _, response = await request(b'POST', self.url(refuses),
                                               body=BodyWithoutEnd(bytes(65536)))
             begun.set()
             self.assertEqual(code, b'413')
@@ -348,8 +348,8 @@ class EarlyRefusalTests(MessageTestCase):
                             return await super().__anext__()
 
                     body = Slow(b'x' * 10, at_most=300)
-                    request, _ = self.pool(get_ssl_context=client_context)
-                    url = '{}://127.0.0.1:{}/'.format('https' if tls else 'http', self.serve(script, tls=tls))
+                    request, _ = self.pool()
+                    url = self.url(script, tls=tls)
                     code, _, response = await request(b'POST', url, body=body)
                     self.assertEqual((code, await buffered(response)), (b'413', b'too large'))
                     self.assertLess(body.asked, 50)
@@ -381,7 +381,7 @@ class EarlyRefusalTests(MessageTestCase):
         body = Waits(bytes(65536))
         request, _ = self.pool(socket_timeout=0.1)
         task = asyncio.ensure_future(request(
-            b'POST', 'http://127.0.0.1:{}/'.format(self.serve(script)), body=body))
+            b'POST', self.url(script), body=body))
         await in_thread(answered.wait)
         await asyncio.sleep(0.3)  # thrice the timeout
         self.assertFalse(task.done())
@@ -415,9 +415,9 @@ class EarlyRefusalTests(MessageTestCase):
                         if peer.read_head():
                             peer.send(OK_EMPTY)
 
-                    url = '{}://127.0.0.1:{}/'.format('https' if tls else 'http', self.serve(script, tls=tls))
+                    url = self.url(script, tls=tls)
                     accepted = self.accepted
-                    request, _ = self.pool(get_ssl_context=client_context)
+                    request, _ = self.pool()
                     code, _, response = await request(b'PUT', url, headers=((b'content-length', b'%d' % size),),
                                                       body=streamed(content))
                     self.assertEqual((code, await buffered(response)), (b'200', b''))
@@ -443,7 +443,7 @@ class EarlyRefusalTests(MessageTestCase):
                 request, _ = self.pool()
                 body = BodyWithoutEnd(bytes(65536))
                 raised = await self.raises(error, request(
-                    b'POST', 'http://127.0.0.1:{}/'.format(self.serve(script)), body=body))
+                    b'POST', self.url(script), body=body))
                 self.assertEqual((raised.reused, raised.answered, body.closed), (False, True, 1))
 
     async def test_no_answer_at_all_in_the_middle_of_an_upload_is_an_error(self):
@@ -464,5 +464,5 @@ class EarlyRefusalTests(MessageTestCase):
                 with self.subTest((script.__name__, what)):
                     request, _ = self.pool()
                     error = await self.raises(HttpConnectionClosedError, request(
-                        b'POST', 'http://127.0.0.1:{}/'.format(self.serve(script)), headers=headers, body=body))
+                        b'POST', self.url(script), headers=headers, body=body))
                     self.assertEqual((error.reused, error.answered, body.closed), (False, False, 1))

@@ -1,16 +1,18 @@
 """What errors say, and what they never do"""
 import asyncio
+import socket
+import threading
 
 from lowhaio import (
     HttpBodyError, HttpConnectionClosedError, HttpConnectionError, HttpConnectionTimeout, HttpDataError,
     HttpDataTimeout, HttpDnsError, HttpError, HttpHeaderTooLong, HttpProtocolError, HttpRedirectError, HttpRequestError,
     HttpTlsError, buffered,
 )
-from reliability.harness import CONTINUE, OK, OK_EMPTY, PATIENCE, pieces_of
-from tests.peers import MessageTestCase, chunked_response, with_length
+from reliability.harness import CONTINUE, OK, OK_EMPTY, PATIENCE, in_thread, pieces_of
+from tests.peers import EMPTY, ExchangeTestCase, chunked_response, with_length
 
 
-class ErrorTests(MessageTestCase):
+class ErrorTests(ExchangeTestCase):
 
     def test_the_tree_is_that_of_the_contract(self):
         for error, bases in (
@@ -40,7 +42,7 @@ class ErrorTests(MessageTestCase):
             script(peer)
 
         request, _ = self.pool(socket_timeout=kwargs.pop('socket_timeout', PATIENCE))
-        url = 'http://127.0.0.1:{}/'.format(self.serve(both))
+        url = self.url(both)
         if is_reused:
             await request(b'GET', url)
         _, _, body = await request(b'POST', url, **kwargs)
@@ -193,3 +195,36 @@ class ErrorTests(MessageTestCase):
             with self.subTest(wire[:50]):
                 error = await self.raises(HttpProtocolError, self.outcome(b'GET', [wire]))
                 self.assertLess(len(str(error)), 1000)
+
+    async def test_a_connect_that_raises_an_oserror_raises_an_httpconnectionerror(self):
+        async def connect(*_):
+            raise ConnectionRefusedError('no proxy')
+        request, _ = self.pool(connect=connect)
+        error = await self.raises(HttpConnectionError, request(b'GET', 'http://h:81/'))
+        self.assertEqual(str(error), 'Could not connect to h port 81: no proxy')
+        self.assertIsInstance(error.__cause__, ConnectionRefusedError)
+
+    async def test_a_generator_that_was_begun_is_not_called_untouched(self):
+        # It was, on a reused connection that died meanwhile, and there is no other.
+        gone, making = threading.Event(), threading.Event()
+
+        def script(peer):
+            peer.read_head()
+            peer.send(EMPTY)
+            making.wait(30)
+            self._listeners[-1].shutdown(socket.SHUT_RDWR)
+            peer.close()
+            gone.set()
+
+        async def body():
+            making.set()
+            await in_thread(gone.wait, 30)
+            yield b'x'
+
+        for given, expected in ((body(), HttpConnectionClosedError), (body, HttpConnectionError)):
+            gone.clear()
+            making.clear()
+            request, _ = self.pool()
+            url = self.url(script)
+            await request(b'GET', url)
+            await self.raises(expected, request(b'POST', url, body=given))

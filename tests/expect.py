@@ -1,16 +1,17 @@
 """`expect: 100-continue`: the body waits for its invitation"""
+import errno
 import queue
 import socket
 import threading
 
 from lowhaio import HttpConnectionClosedError, buffered, streamed
-from reliability.harness import CONTINUE, OK_EMPTY, PATIENCE, TOO_LARGE, in_thread, pieces_of
+from reliability.harness import CONTINUE, OK_EMPTY, PATIENCE, TOO_LARGE, ScriptedConnection, in_thread, pieces_of
 from reliability.scripted import in_bytes
 from tests.bodies import BodyOnce
-from tests.peers import MessageTestCase
+from tests.peers import ExchangeTestCase
 
 
-class ExpectTests(MessageTestCase):
+class ExpectTests(ExchangeTestCase):
 
     EXPECT = (b'Expect', b'100-continue')
 
@@ -48,7 +49,7 @@ class ExpectTests(MessageTestCase):
             if peer.read_head():
                 peer.send(OK_EMPTY)
 
-        url = 'http://127.0.0.1:{}/'.format(self.serve(script))
+        url = self.url(script)
         # Were 100 not heard, nothing would be sent for longer than the test may take.
         request, _ = self.pool(expect_timeout=1000)
         code, _, _ = await request(b'PUT', url, headers=((b'content-length', b'5'), self.EXPECT),
@@ -80,7 +81,7 @@ class ExpectTests(MessageTestCase):
                         peer.read_head()
                         peer.send(OK_EMPTY)
 
-                    url = 'http://127.0.0.1:{}/'.format(self.serve(script, answers))
+                    url = self.url(script, answers)
                     accepted = self.accepted
                     request, _ = self.pool(expect_timeout=1000)
                     body = BodyOnce(b'hello')
@@ -105,7 +106,7 @@ class ExpectTests(MessageTestCase):
                         if peer.read_head():
                             peer.send(OK_EMPTY)
 
-                    url = 'http://127.0.0.1:{}/'.format(self.serve(script))
+                    url = self.url(script)
                     accepted = self.accepted
                     request, _ = self.pool(expect_timeout=0.05)
                     code, _, _ = await request(b'POST', url, headers=headers, body=pieces_of(b'hello'))
@@ -133,7 +134,7 @@ class ExpectTests(MessageTestCase):
             peer.send(OK_EMPTY)
 
         request, _ = self.pool(expect_timeout=1000)
-        await request(b'POST', 'http://127.0.0.1:{}/'.format(self.serve(script)),
+        await request(b'POST', self.url(script),
                       headers=((b'content-length', b'5'), self.EXPECT), body=streamed(b'hello'))
         self.assertEqual((got.get(), got.get()), (None, b'hello'))
 
@@ -144,6 +145,28 @@ class ExpectTests(MessageTestCase):
         body = BodyOnce(b'hello')
         request, _ = self.pool(expect_timeout=1000)
         error = await self.raises(HttpConnectionClosedError, request(
-            b'POST', 'http://127.0.0.1:{}/'.format(self.serve(script)), headers=(self.EXPECT,), body=body))
+            b'POST', self.url(script), headers=(self.EXPECT,), body=body))
         self.assertEqual((error.reused, error.answered), (False, False))
         self.assertEqual(bool(body.asked), bool(body.closed))
+
+    async def test_a_reset_while_100_is_awaited_is_an_error(self):
+        def script(peer):
+            peer.read_head()
+            peer.reset()
+        request, _ = self.pool()
+        port = self.serve(script)
+        error = await self.raises(HttpConnectionClosedError, request(
+            b'POST', 'http://127.0.0.1:%d/' % port, headers=((b'expect', b'100-continue'),), body=streamed(b'x')))
+        self.assertFalse(error.answered)
+
+    async def test_an_answer_is_heard_though_the_head_that_expects_could_not_be_sent(self):
+        class Failing(ScriptedConnection):
+            def send(self, data):
+                raise ConnectionResetError(errno.ECONNRESET, 'reset')
+
+        async def connect(*_):
+            return Failing((), [TOO_LARGE])
+        request, _ = self.pool(connect=connect)
+        body = BodyOnce(b'x')
+        code, _, response = await request(b'PUT', 'http://h/', headers=((b'expect', b'100-continue'),), body=body)
+        self.assertEqual((code, await buffered(response), body.asked), (b'413', b'too large', 0))

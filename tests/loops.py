@@ -11,12 +11,12 @@ import warnings
 
 from lowhaio import HttpConnectionError, HttpError, HttpRequestError, Pool, buffered
 from reliability.harness import (
-    OK, TEST_SECONDS, ClientSockets, client_context, in_thread, new_event_loop, outcome, refusing_port, server_context,
-    turns,
+    OK, OK_EMPTY, TEST_SECONDS, ClientSockets, all_tasks, in_thread, new_event_loop, outcome, refusing_port,
+    server_context, turns,
 )
 from tests.bodies import CountedBody
 from tests.name_servers import FakeNames
-from tests.peers import ConnectionTestCase, answering, halting, in_loop_of_its_own, numbered, reply_of, until_closed
+from tests.peers import ExchangeTestCase, answering, halting, in_loop_of_its_own, numbered, reply_of, until_closed
 
 
 class LoopWithoutReaders(asyncio.SelectorEventLoop):
@@ -27,7 +27,7 @@ class LoopWithoutReaders(asyncio.SelectorEventLoop):
     remove_writer = asyncio.AbstractEventLoop.remove_writer
 
 
-class LoopTests(ConnectionTestCase):
+class LoopTests(ExchangeTestCase):
 
     def test_a_pool_may_be_made_before_any_loop(self):
         asyncio.set_event_loop(None)
@@ -72,7 +72,7 @@ class LoopTests(ConnectionTestCase):
                     port = self.serve(
                         until_closed(gone, reply_of(b'0')), *numbered()[1:], tls=tls)
                     sockets = ClientSockets()
-                    request, close = self.pool(get_ssl_context=client_context, set_sock_options=sockets)
+                    request, close = self.pool(set_sock_options=sockets)
                     text = functools.partial(self.text, request, port, scheme='https' if tls else 'http')
                     first, second = new_event_loop(), new_event_loop()
                     try:
@@ -167,7 +167,7 @@ class LoopTests(ConnectionTestCase):
                     gone.set()
                 port = self.serve(script, *numbered()[1:], tls=tls)
                 sockets = ClientSockets()
-                request, close = self.pool(get_ssl_context=client_context, set_sock_options=sockets)
+                request, close = self.pool(set_sock_options=sockets)
                 text = functools.partial(self.text, request, port, scheme='https' if tls else 'http')
 
                 async def child(text=text, sockets=sockets, close=close):
@@ -207,7 +207,7 @@ class LoopTests(ConnectionTestCase):
                     go_on.wait(TEST_SECONDS)
                     peer.send(b'end')
                 idle_port, busy_port = self.serve(*numbered(), tls=tls), self.serve(script, tls=tls)
-                request, close = self.pool(get_ssl_context=client_context)
+                request, close = self.pool()
                 scheme = 'https' if tls else 'http'
                 text = functools.partial(self.text, request, idle_port, scheme=scheme)
                 self.assertEqual(self.loop.run_until_complete(text()), b'0')
@@ -283,7 +283,7 @@ class LoopTests(ConnectionTestCase):
             peer.send(b'def')
             peer.read_to_close()
             body_gone.set()
-        _, _, body = await request(b'GET', 'http://127.0.0.1:%d/' % self.serve(body_script))
+        _, _, body = await request(b'GET', self.url(body_script))
         await close()
         self.assertEqual(sockets.count_open(), 2)
         go_on.set()
@@ -351,3 +351,25 @@ class LoopTests(ConnectionTestCase):
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         self.assertEqual((error.__cause__.errno, sockets.references), (errno.EMFILE, []))
         self.assertEqual(await self.text(request, self.serve(answering(reply_of(b'x')))), b'x')
+
+    def test_a_pool_closed_from_a_thread_as_its_loop_ends_is_closed(self):
+        ended = threading.Event()
+
+        def script(peer):
+            peer.read_head()
+            peer.send(OK_EMPTY)
+            peer.read_to_close()
+            ended.set()
+        request, close = Pool()
+
+        async def main():
+            await request(b'GET', url)
+            thread = threading.Thread(target=in_loop_of_its_own, args=(close,))
+            thread.start()
+            thread.join(TEST_SECONDS)  # the loop stands still, and ends with the next turn
+        url = self.url(script)
+        self.loop.run_until_complete(main())
+        for task in all_tasks(self.loop):
+            task.cancel()  # as `asyncio.run` does it
+        self.loop.run_until_complete(asyncio.sleep(0))
+        self.assertTrue(ended.wait(TEST_SECONDS / 2))

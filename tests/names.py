@@ -1,14 +1,18 @@
 """Names and addresses"""
 import asyncio
 import socket
+from unittest import mock
 
-from aiodnsresolver import TYPES, DnsNoMatchingAnswers, DnsRecordDoesNotExist, DnsResponseCode, DnsTimeout
+from aiodnsresolver import (
+    TYPES, DnsError, DnsNoMatchingAnswers, DnsRecordDoesNotExist, DnsResponseCode, DnsTimeout, IPv4AddressExpiresAt,
+)
 
-from lowhaio import HttpConnectionError, HttpDnsError, HttpRequestError
+import lowhaio
+from lowhaio import HttpConnectionError, HttpConnectionTimeout, HttpDnsError, HttpRequestError
 from reliability.harness import TEST_SECONDS, ClientSockets, current_task, new_event_loop, outcome, refusing_port, turns
 from tests.bodies import CountedBody
 from tests.name_servers import FakeNames, name_server, real_resolver
-from tests.peers import ConnectionTestCase, answering, never, reply_of
+from tests.peers import ExchangeTestCase, answering, empty_answers, never, reply_of
 
 
 class Clock:
@@ -24,7 +28,7 @@ class Clock:
         await turns(2)
 
 
-class NamesTests(ConnectionTestCase):
+class NamesTests(ExchangeTestCase):
     """One connection per request, unless the test is of their reuse: `connection: close` asks for that"""
 
     CLOSE = ((b'connection', b'close'),)
@@ -331,3 +335,70 @@ class NamesTests(ConnectionTestCase):
             self.assertEqual(len(asked), 2)
             self.assertEqual(current_task().cancelling(), 0)
             await close()
+
+    def resolver(self, answers):
+        """A resolver of (name, type): addresses, or an exception; it waits for `self.go_on` where that is set"""
+        self.go_on = None
+        self.asked = []
+
+        async def resolve(host, record_type):
+            self.asked.append((host, record_type))
+            if self.go_on is not None:
+                await self.go_on.wait()
+            answer = answers[host, record_type]
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+        async def clear_cache():
+            pass
+        return lambda: (resolve, clear_cache)
+
+    async def test_a_failed_look_up_of_ipv6_does_not_hide_why_ipv4_failed(self):
+        with socket.socket() as unused:
+            unused.bind(('127.0.0.1', 0))
+            port = unused.getsockname()[1]
+            request, _ = self.pool(get_dns_resolver=self.resolver({
+                ('h', TYPES.A): (IPv4AddressExpiresAt('127.0.0.1', 0),), ('h', TYPES.AAAA): DnsError()}))
+            error = await self.raises(HttpConnectionError, request(b'GET', 'http://h:%d/' % port))
+            self.assertIn('127.0.0.1: ', str(error))
+
+    async def test_a_connection_taken_during_the_look_up_is_left_to_who_took_it(self):
+        port = self.serve(empty_answers)
+        request, _ = self.pool(get_dns_resolver=self.resolver({
+            (host, TYPES.A): (IPv4AddressExpiresAt('127.0.0.1', 0),) for host in 'ab'}))
+        with mock.patch('lowhaio.MIN_TTL', -1):  # nothing stands
+            await request(b'GET', 'http://a:%d/' % port)
+            self.go_on = asyncio.Event()
+            both = [self.loop.create_task(request(b'GET', 'http://a:%d/' % port)) for _ in range(2)]
+            while len(self.asked) < 3:
+                await asyncio.sleep(0)
+            self.go_on.set()
+            await asyncio.gather(*both)
+        self.assertEqual(self.accepted, 2)
+
+    async def test_the_oldest_names_are_forgotten(self):
+        port = self.serve(empty_answers)
+        request, _ = self.pool(get_dns_resolver=self.resolver({
+            (host, TYPES.A): (IPv4AddressExpiresAt('127.0.0.1', 0),) for host in 'ab'}))
+        with mock.patch('lowhaio.MAX_REMEMBERED', 1):
+            for host in 'aabba':
+                await request(b'GET', 'http://%s:%d/' % (host, port))
+        self.assertEqual([host for host, _ in self.asked], ['a', 'b', 'a'])
+
+    async def test_of_all_addresses_that_fail_the_last_is_the_cause(self):
+        errors = {'127.0.0.1': ConnectionRefusedError('refused'), '127.0.0.2': socket.timeout('slow')}
+
+        async def look_up(host, record_type):
+            return addresses if record_type == TYPES.A else ()
+
+        async def open_socket(family, address):
+            raise errors[address[0]]
+
+        for addresses, cls in ((('127.0.0.1', '127.0.0.2'), HttpConnectionTimeout),
+                               (('127.0.0.2', '127.0.0.1'), HttpConnectionError)):
+            error = await self.raises(
+                cls, lowhaio.connect_directly('http', 'h.test', 80, look_up, open_socket, None))
+            self.assertIs(error.__cause__, errors[addresses[-1]])
+            self.assertIn('127.0.0.1: refused', str(error))
+            self.assertIn('127.0.0.2: slow', str(error))

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 import weakref
 
 from aiodnsresolver import DnsTimeout
@@ -21,14 +22,14 @@ from lowhaio import (
 )
 from reliability.exhaustion import Interrupted, let_go
 from reliability.harness import (
-    TEST_SECONDS, ClientSockets, Peer, client_context, full_backlog, in_thread, new_event_loop, outcome, refusing_port,
-    server_context, turns,
+    OK, OK_EMPTY, TEST_SECONDS, ClientSockets, Peer, client_context, full_backlog, in_thread, new_event_loop, outcome,
+    refusing_port, server_context, turns,
 )
 from tests.name_servers import FakeNames
-from tests.peers import MUCH, ConnectionTestCase, answering, reply_after_body, reply_of, until_closed
+from tests.peers import MUCH, ExchangeTestCase, answering, halting, reply_after_body, reply_of, until_closed
 
 
-class OwnershipTests(ConnectionTestCase):
+class OwnershipTests(ExchangeTestCase):
 
     PARTIAL = b'HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n'
 
@@ -70,7 +71,7 @@ class OwnershipTests(ConnectionTestCase):
                     port = self.serve(
                         until_closed(gone, self.PARTIAL + b'part'), answering(reply_of(b'sound')), tls=tls)
                     sockets = ClientSockets()
-                    request, _ = self.pool(get_ssl_context=client_context, set_sock_options=sockets)
+                    request, _ = self.pool(set_sock_options=sockets)
                     url = '{}://127.0.0.1:{}/'.format('https' if tls else 'http', port)
                     _, _, body = await request(b'GET', url)
                     self.assertEqual(sockets.count_open(), 1)
@@ -220,8 +221,56 @@ class OwnershipTests(ConnectionTestCase):
                 process.communicate()
         self.assertEqual((output, process.returncode), (b'', 0))
 
+    async def test_a_body_in_a_reference_cycle_is_finalised_in_any_order(self):
+        ended = threading.Event()
+        go_on = threading.Semaphore(0)
 
-class CycleTests(ConnectionTestCase):
+        def script(peer):
+            peer.read_head()
+            peer.send(b'HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n')
+            go_on.acquire(timeout=30)
+            peer.send(b'x')
+            peer.read_to_close()
+            ended.set()
+        request, _ = self.pool()
+        port = self.serve(script)
+        for _ in range(5):
+            ended.clear()
+            _, _, body = await request(b'GET', 'http://127.0.0.1:%d/' % port)
+            cycle = [body]
+            cycle.append(cycle)
+            go_on.release()
+            while self._readers_and_timers()[0]:  # until it has fired with nobody waiting
+                await asyncio.sleep(0)
+            del body, cycle
+            gc.collect()
+            await in_thread(ended.wait, 30)
+
+    async def test_a_finished_body_does_not_keep_a_dropped_pool(self):
+        go_on, ended = threading.Event(), threading.Event()
+        script = halting(OK + b'content-length: 3\r\n\r\n', go_on, b'abc', ended)
+        request, close = Pool(keep_alive_timeout=1000)
+        _, _, body = await request(b'GET', self.url(script))
+        go_on.set()
+        self.assertEqual(await buffered(body), b'abc')
+        del request, close
+        gc.collect()
+        await self.happens(ended)
+
+    async def test_a_pool_that_a_thread_drops_as_its_timer_fires_closes_silently(self):
+        request, close = Pool(keep_alive_timeout=0.2)
+        await request(b'GET', self.url(answering(OK_EMPTY)))
+        pool = [(request, close)]
+        del request, close
+        self.loop.call_later(0.1, time.sleep, 0.2)   # the pool's timer, and the next, fall into one turn
+        self.loop.call_later(0.11, time.sleep, 0.3)  # in which the pool is dropped
+        thread = threading.Thread(target=lambda: time.sleep(0.45) or pool.clear())
+        thread.start()
+        await asyncio.sleep(0.8)
+        thread.join(TEST_SECONDS)
+
+
+class CycleTests(ExchangeTestCase):
     """With the garbage collector off: what is done with is freed by counting references, or it is in a cycle"""
 
     def setUp(self):

@@ -6,9 +6,11 @@ import queue
 import threading
 import time
 
+import lowhaio
 from lowhaio import HttpDataTimeout, HttpError, HttpRequestError, Pool, buffered
 from reliability.harness import (
-    OK, OK_LAST, PATIENCE, TEST_SECONDS, AsyncTestCase, ScriptedConnection, in_thread, new_event_loop, outcome,
+    OK, OK_LAST, PATIENCE, TEST_SECONDS, AsyncTestCase, ScriptedConnection, client_context, in_thread, new_event_loop,
+    outcome,
 )
 
 # Bodies that no socket buffer swallows whole, so that sending them blocks while the peer does not read.
@@ -118,7 +120,18 @@ def in_loop_of_its_own(coroutine_function, *args):
         loop.close()
 
 
-class MessageTestCase(AsyncTestCase):
+def connect_slowly(until=None):
+    """A `connect` that takes some time, as the handshake of a proxy may, and at least until this threading.Event"""
+    async def connect(*args):
+        connection = await lowhaio.connect_directly(*args)
+        if until is not None:
+            await in_thread(until.wait, TEST_SECONDS)
+        await asyncio.sleep(0.05)
+        return connection
+    return connect
+
+
+class ExchangeTestCase(AsyncTestCase):
 
     def setUp(self):
         super().setUp()
@@ -131,7 +144,12 @@ class MessageTestCase(AsyncTestCase):
 
     def pool(self, **kwargs):
         kwargs.setdefault('socket_timeout', PATIENCE)
+        kwargs.setdefault('get_ssl_context', client_context)
         return super().pool(**kwargs)
+
+    def url(self, *scripts, tls=None):
+        """The url of a server that plays these scripts, as `serve` does"""
+        return '{}://127.0.0.1:{}/'.format('https' if tls else 'http', self.serve(*scripts, tls=tls))
 
     def hold(self):
         """An event on which a peer may wait: the end of the test sets it"""
@@ -204,9 +222,6 @@ class MessageTestCase(AsyncTestCase):
         # Connections are accepted in their order: were there one for a refused request, it would be counted by now.
         await request(b'GET', url)
         self.assertEqual(self.accepted, 1)
-
-
-class ConnectionTestCase(AsyncTestCase):
 
     async def happens(self, event):
         self.assertTrue(await in_thread(event.wait, TEST_SECONDS / 2), 'it did not happen')

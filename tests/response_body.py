@@ -3,15 +3,16 @@ import asyncio
 import queue
 import threading
 
+import lowhaio
 from lowhaio import (
     HttpConnectionClosedError, HttpDataError, HttpDataTimeout, HttpHeaderTooLong, HttpProtocolError, buffered,
 )
-from reliability.harness import OK, OK_EMPTY, PATIENCE, client_context, in_thread, tls_server
+from reliability.harness import OK, OK_EMPTY, PATIENCE, in_thread, tls_server
 from reliability.scripted import in_bytes
-from tests.peers import CHUNKED, LAST_CHUNK, MessageTestCase, chunked_response, with_length
+from tests.peers import CHUNKED, LAST_CHUNK, ExchangeTestCase, chunked_response, with_length
 
 
-class ResponseBodyTests(MessageTestCase):
+class ResponseBodyTests(ExchangeTestCase):
 
     async def held_response(self, sent, later=b'', **kwargs):
         """(body, go_on, closed): a response of which `sent` has come, and `later` comes when `go_on` is set; `closed`
@@ -28,7 +29,7 @@ class ResponseBodyTests(MessageTestCase):
             closed.put(peer.read_to_close())
 
         request, _ = self.pool(**kwargs)
-        _, _, body = await request(b'GET', 'http://127.0.0.1:{}/'.format(self.serve(script)))
+        _, _, body = await request(b'GET', self.url(script))
         return body, go_on, closed
 
     async def test_a_piece_is_handed_over_as_soon_as_it_is_received(self):
@@ -57,7 +58,7 @@ class ResponseBodyTests(MessageTestCase):
                             peer.send(end)
 
                     request, _ = self.pool()
-                    _, _, body = await request(b'GET', 'http://127.0.0.1:{}/'.format(self.serve(script)))
+                    _, _, body = await request(b'GET', self.url(script))
                     go_on[0].set()
                     self.assertEqual(await body.__anext__(), b'abc')
                     go_on[1].set()
@@ -90,7 +91,7 @@ class ResponseBodyTests(MessageTestCase):
                 for recv_bufsize in (1000, 65536):
                     with self.subTest((what, recv_bufsize, tls is not None)):
                         port = self.answer(wire, tls=tls)
-                        request, _ = self.pool(recv_bufsize=recv_bufsize, get_ssl_context=client_context)
+                        request, _ = self.pool(recv_bufsize=recv_bufsize)
                         _, _, body = await request(
                             b'GET', '{}://127.0.0.1:{}/'.format('https' if tls else 'http', port))
                         pieces = [piece async for piece in body]
@@ -160,8 +161,8 @@ class ResponseBodyTests(MessageTestCase):
                         peer.send(wire)
                         hold.wait(PATIENCE)
 
-                    request, _ = self.pool(get_ssl_context=client_context)
-                    url = '{}://127.0.0.1:{}/'.format('https' if tls else 'http', self.serve(script, tls=tls))
+                    request, _ = self.pool()
+                    url = self.url(script, tls=tls)
                     _, _, body = await request(b'GET', url)
                     self.assertEqual(await body.__anext__(), b'abc')
                     reader = asyncio.ensure_future(body.__anext__())
@@ -217,3 +218,20 @@ class ResponseBodyTests(MessageTestCase):
         self.assertEqual(await in_thread(closed.get, True, PATIENCE), b'')
         with self.assertRaises(HttpDataError):
             await buffered(body)
+
+    async def test_a_body_closed_as_its_last_bytes_arrive_is_an_error_where_it_is_read(self):
+        state = {}
+
+        async def wait(sending=False, seconds=None):
+            if 'body' in state:
+                await state['body'].aclose()
+            state['data'] = b'hello' if 'body' in state else b'HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n'
+
+        async def connect(*_):
+            return lowhaio.Connection(
+                lambda: state.pop('data', None), len, wait, lambda _: None, lambda last=b'': None, lambda: None)
+
+        request, _ = self.pool(connect=connect)
+        _, _, state['body'] = await request(b'GET', 'http://h/')
+        error = await self.raises(HttpConnectionClosedError, buffered(state['body']))
+        self.assertEqual((error.reused, error.answered), (False, True))

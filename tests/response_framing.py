@@ -3,7 +3,7 @@ import lowhaio
 from lowhaio import HttpConnectionClosedError, HttpError, HttpHeaderTooLong, HttpProtocolError, buffered
 from reliability.harness import CONTINUE, OK, OK_EMPTY
 from reliability.scripted import in_bytes
-from tests.peers import CHUNKED, LAST_CHUNK, MessageTestCase, chunked_response, with_length
+from tests.peers import CHUNKED, LAST_CHUNK, ExchangeTestCase, chunked_response, with_length
 
 # what, method, all that the server sends before it closes, code, body, whether the connection may be used again
 GOOD_RESPONSES = (
@@ -206,7 +206,7 @@ def by_pure_functions(method, pieces):
     return code, headers, body, surplus + b''.join(pieces)
 
 
-class ResponseFramingTests(MessageTestCase):
+class ResponseFramingTests(ExchangeTestCase):
 
     async def test_responses_are_understood_wherever_they_are_cut(self):
         for what, method, wire, code, body, kept in GOOD_RESPONSES:
@@ -371,7 +371,7 @@ class ResponseFramingTests(MessageTestCase):
                 self.assertEqual(lowhaio.parse_head(head), expected)
 
 
-class LimitTests(MessageTestCase):
+class LimitTests(ExchangeTestCase):
 
     LIMIT = 200
 

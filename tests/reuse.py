@@ -2,24 +2,30 @@
 import asyncio
 import contextlib
 import functools
+import gc
+import itertools
+import queue
+import ssl
 import threading
 import time
 from unittest import mock
 
 import lowhaio
-from lowhaio import buffered
+from lowhaio import HttpConnectionClosedError, HttpConnectionError, buffered, streamed
 from reliability.harness import (
-    OK, OK_EMPTY, TEST_SECONDS, USE_UVLOOP, ClientSockets, Peer, client_context, server_context,
+    OK, OK_EMPTY, PATIENCE, TEST_SECONDS, USE_UVLOOP, ClientSockets, Peer, client_context, in_thread, server_context,
+    tls_versions,
 )
+from tests.bodies import CountedBody
 from tests.name_servers import FakeNames
 from tests.peers import (
-    LAST_CHUNK, ConnectionTestCase, MessageTestCase, answering, chunked_response, numbered, reply_of, times_of_close,
-    with_length,
+    EMPTY, LAST_CHUNK, ExchangeTestCase, answering, chunked_response, connect_slowly, numbered, reply_of,
+    times_of_close, with_length,
 )
 from tests.response_framing import GOOD_RESPONSES
 
 
-class PersistenceTests(MessageTestCase):
+class PersistenceTests(ExchangeTestCase):
 
     # version, connection fields of the response, connection fields of the request, whether it is used again
     CASES = (
@@ -66,7 +72,7 @@ class PersistenceTests(MessageTestCase):
             while peer.read_head():
                 peer.send(response)
 
-        return 'http://127.0.0.1:{}/'.format(self.serve(script))
+        return self.url(script)
 
     def test_persists_is_a_function_of_version_and_connection_fields(self):
         for version, response, sent, expected in self.CASES:
@@ -174,7 +180,7 @@ class PersistenceTests(MessageTestCase):
             peer.send(with_length(b'5'))
 
         asked = threading.Event()
-        url = 'http://127.0.0.1:{}/'.format(self.serve(speaks, answers))
+        url = self.url(speaks, answers)
         request, _ = self.pool()
         await request(b'POST', url)
         asked.set()
@@ -191,7 +197,7 @@ class PersistenceTests(MessageTestCase):
         self.assertEqual([connection.is_closed for connection in made], [True, True])
 
 
-class ReuseTests(ConnectionTestCase):
+class ReuseTests(ExchangeTestCase):
 
     async def test_the_most_recently_idle_connection_is_taken_first(self):
         for order in ((0, 1), (1, 0)):
@@ -235,7 +241,7 @@ class ReuseTests(ConnectionTestCase):
             self._peers.append(peer.sock)
             answering(reply_of(b'over tls'))(peer)
         port = self.serve(answering(reply_of(b'plain')), over_tls)
-        request, _ = self.pool(get_ssl_context=client_context)
+        request, _ = self.pool()
         schemes = ('http', 'https', 'http', 'https')
         self.assertEqual([await self.text(request, port, scheme=scheme) for scheme in schemes],
                          [b'plain', b'over tls'] * 2)
@@ -340,7 +346,7 @@ class ReuseTests(ConnectionTestCase):
                 port = self.serve(script, tls=tls)
                 sockets = ClientSockets()
                 request, _ = self.pool(
-                    set_sock_options=sockets, get_ssl_context=client_context, keep_alive_timeout=1000)
+                    set_sock_options=sockets, keep_alive_timeout=1000)
                 await self.text(request, port, scheme='https' if tls else 'http')
                 self.assertEqual(sockets.count_open(), 1)
                 ask.set()
@@ -397,7 +403,7 @@ class ReuseTests(ConnectionTestCase):
                     peer.read_to_close()
                     gone.set()
                 port = self.serve(script, answering(reply_of(b'1')), tls=tls)
-                request, _ = self.pool(get_ssl_context=client_context)
+                request, _ = self.pool()
                 text = functools.partial(self.text, request, port, scheme='https' if tls else 'http')
                 self.assertEqual(await text(), b'0')
                 ask.set()
@@ -423,7 +429,7 @@ class ReuseTests(ConnectionTestCase):
                         if leave is not Peer.reset:
                             self.assertNotIn(b'POST', peer.read_to_close())
                     port = self.serve(script, answering(reply_of(b'1')), tls=tls)
-                    request, _ = self.pool(get_ssl_context=client_context)
+                    request, _ = self.pool()
                     text = functools.partial(self.text, request, port, scheme='https' if tls else 'http')
                     self.assertEqual(await text(), b'0')
                     ask.set()
@@ -461,7 +467,7 @@ class ReuseTests(ConnectionTestCase):
                         yield b'01234'
                         yield b'56789'
                     port = self.serve(script, other, tls=tls)
-                    request, _ = self.pool(get_ssl_context=client_context)
+                    request, _ = self.pool()
                     text = functools.partial(self.text, request, port, scheme='https' if tls else 'http')
                     self.assertEqual(await text(), b'0')
                     headers = ((b'content-length', b'10'),)
@@ -513,3 +519,94 @@ class ReuseTests(ConnectionTestCase):
                 self.assertEqual((self.accepted - before, sockets.count_open()), (1, 1))
                 for _, _, body in responses:
                     self.assertEqual(await buffered(body), b'whole' if name == 'whole' else b'')
+
+    async def test_what_tls_swallows_on_an_idle_connection_leaves_it_idle(self):
+        opened, there = [], []
+
+        async def wait(sending=False, seconds=None):
+            there.append(EMPTY)
+
+        async def connect(*_):
+            connection = lowhaio.Connection(
+                lambda: there.pop() if there else None, len, wait,
+                lambda callback, seconds=0: watchers.append(callback), lambda last=b'': None, lambda: None)
+            opened.append(connection)
+            return connection
+
+        watchers = []
+        request, _ = self.pool(connect=connect)
+        await request(b'GET', 'http://h/')
+        watchers[-1](False)
+        await request(b'GET', 'http://h/')
+        self.assertEqual(len(opened), 1)
+
+    async def test_idle_connections_are_dropped_whichever_is_closed_first(self):
+        close_first = threading.Event()
+        gone = threading.Event()
+
+        def first(peer):
+            peer.read_head()
+            close_first.wait(30)
+            peer.send(EMPTY)
+            peer.read_head()
+
+        def second(peer):
+            peer.read_head()
+            peer.send(EMPTY)
+            gone.wait(30)
+
+        port = self.serve(first, second)
+        request, _ = self.pool()
+        url = 'http://127.0.0.1:%d/' % port
+        slow = self.loop.create_task(request(b'GET', url))
+        while not self.accepted:
+            await asyncio.sleep(0)
+        await request(b'GET', url)
+        close_first.set()
+        await slow
+        gone.set()  # the one that became idle first, and is not the next to be taken
+        while [thread for thread in self._threads if thread.is_alive()][2:]:
+            await asyncio.sleep(0)
+        for _ in range(10):
+            await asyncio.sleep(0)
+        gc.collect()
+
+    async def test_what_comes_on_a_fresh_connection_before_the_request_is_no_answer(self):
+        def greets(peer):
+            peer.send(OK + b'content-length: 5\r\n\r\nstray')
+            done.set()
+            got.put(peer.read_to_close())
+
+        def closes(peer):
+            if isinstance(peer.sock, ssl.SSLSocket):
+                peer.sock.settimeout(0)
+                with contextlib.suppress(ssl.SSLWantReadError):  # the other's close_notify is not waited for
+                    peer.sock.unwrap()
+            peer.abort()
+            done.set()
+
+        expects = ((b'expect', b'100-continue'),)
+        for tls, (script, seen) in itertools.product(
+                (None, *(configure(server_context()) for _, configure in tls_versions())),
+                ((greets, 'b\'HTTP/1.1 200 OK'), (closes, 'closed'))):
+            for method, headers, body in (
+                    (b'GET', (), None), (b'HEAD', (), None), (b'POST', (), None), (b'POST', (), streamed(b'x')),
+                    (b'PUT', (), streamed(b'x')), (b'PUT', expects, streamed(b'x'))):
+                with self.subTest((tls is not None, script.__name__, method, headers)):
+                    got, done = queue.Queue(), threading.Event()
+                    url = self.url(script, tls=tls)
+                    request, _ = self.pool(connect=connect_slowly(done), get_ssl_context=client_context)
+                    accepted = self.accepted
+                    error = await self.raises(
+                        HttpConnectionError, request(method, url, headers=headers, body=body))
+                    self.assertIs(type(error), HttpConnectionError)
+                    self.assertIn(seen, str(error))
+                    self.assertEqual(self.accepted, accepted + 1)
+                    if script is greets:
+                        self.assertEqual(await in_thread(got.get, True, PATIENCE), b'')
+        # A generator that made its first piece is spent, which an HttpConnectionError would deny.
+        done = threading.Event()
+        request, _ = self.pool(connect=connect_slowly(done))
+        url = self.url(closes)
+        error = await self.raises(HttpConnectionClosedError, request(b'PUT', url, body=CountedBody(b'x')()))
+        self.assertEqual((error.reused, error.answered), (False, False))

@@ -4,16 +4,16 @@ import threading
 
 import lowhaio
 from lowhaio import (
-    HttpBodyError, HttpConnectionClosedError, HttpDataError, HttpDataTimeout, HttpProtocolError, buffered, streamed,
+    HttpBodyError, HttpConnectionClosedError, HttpConnectionError, HttpDataError, HttpDataTimeout, HttpDnsError,
+    HttpProtocolError, buffered, streamed,
 )
-from reliability.harness import (
-    CONTINUE, OK, OK_EMPTY, TEST_SECONDS, Peer, client_context, pieces_of, refusing_port, server_context,
-)
+from reliability.harness import CONTINUE, OK, OK_EMPTY, TEST_SECONDS, Peer, pieces_of, refusing_port, server_context
+from reliability.scripted import DRAIN
 from tests.bodies import BodyAgain, BodyMethods, BodyOnce, CountedBody, pieces_again
-from tests.peers import MUCH, ConnectionTestCase, MessageTestCase, answering, reply_after_body, reply_of
+from tests.peers import LAST_CHUNK, MUCH, ExchangeTestCase, answering, reply_after_body, reply_of
 
 
-class SentAgainBodyTests(MessageTestCase):
+class SentAgainBodyTests(ExchangeTestCase):
     """A reused connection that the server closes before one byte of answer"""
 
     def server_that_closes(self, got, last=b'0\r\n\r\n', times=1):
@@ -32,7 +32,7 @@ class SentAgainBodyTests(MessageTestCase):
         def closes_at_once(peer):
             got.append(peer.read_until(last))
 
-        return 'http://127.0.0.1:{}/'.format(self.serve(closes, *([closes_at_once] * (times - 1) + [answers])))
+        return self.url(closes, *([closes_at_once] * (times - 1) + [answers]))
 
     async def test_a_body_that_can_be_sent_again_is(self):
         for method in (b'PUT', b'DELETE', b'GET', b'OPTIONS'):
@@ -121,7 +121,7 @@ class SentAgainBodyTests(MessageTestCase):
             peer.read_until(b'0\r\n\r\n')
 
         request, _ = self.pool()
-        url = 'http://127.0.0.1:{}/'.format(self.serve(script))
+        url = self.url(script)
         body = BodyAgain(b'ab')
         error = await self.raises(HttpConnectionClosedError, request(b'PUT', url, body=body))
         self.assertEqual((error.reused, error.answered, body.count, self.accepted), (False, False, 1, 1))
@@ -135,7 +135,7 @@ class SentAgainBodyTests(MessageTestCase):
                     peer.read_until(b'0\r\n\r\n')
                     peer.send(begun)
 
-                url = 'http://127.0.0.1:{}/'.format(self.serve(script))
+                url = self.url(script)
                 accepted = self.accepted
                 request, _ = self.pool()
                 await request(b'GET', url)
@@ -148,12 +148,12 @@ class SentAgainBodyTests(MessageTestCase):
                 self.assertEqual(self.accepted, accepted + 1)
 
 
-class SentAgainTests(ConnectionTestCase):
+class SentAgainTests(ExchangeTestCase):
 
     async def reused(self, *scripts, **kwargs):
         """A request function of a pool that has an idle connection, whose script has answered once, and the port"""
         port = self.serve(*scripts, **kwargs)
-        request, _ = self.pool(get_ssl_context=client_context, socket_timeout=kwargs.get('socket_timeout', 10))
+        request, _ = self.pool(socket_timeout=kwargs.get('socket_timeout', 10))
         await self.text(request, port, scheme='https' if kwargs.get('tls') else 'http')
         return request, port
 
@@ -355,3 +355,47 @@ class SentAgainTests(ConnectionTestCase):
             await self.text(request, 80)
         self.assertEqual((caught.exception.reused, caught.exception.answered), (True, False))
         self.assertEqual(ports, [])
+
+    async def test_after_a_request_was_sent_no_error_says_that_nothing_was(self):
+        def first(peer):
+            peer.read_head()
+            peer.send(OK_EMPTY)
+            peer.read_until(LAST_CHUNK)
+
+        made = []
+
+        async def connect(*args):
+            if len(made) == 2:
+                raise ConnectionRefusedError('nobody listens')
+            made.append(await lowhaio.connect_directly(*args))
+            return made[-1]
+
+        async def body():
+            await asyncio.sleep(0.2 if len(made) == 2 else 0)  # while the second connection is closed
+            yield b'x'
+        request, _ = self.pool(connect=connect)
+        url = self.url(first, Peer.close)
+        await request(b'GET', url)
+        error = await self.raises(HttpConnectionClosedError, request(b'PUT', url, body=body))
+        self.assertIs(error.reused, True)
+        self.assertIsInstance(error.__cause__, HttpConnectionError)
+
+    async def test_what_the_callers_body_raises_stays_the_callers_also_when_it_is_sent_again(self):
+        def first(peer):
+            peer.read_head()
+            peer.send(OK_EMPTY)
+            peer.read_until(LAST_CHUNK)
+
+        begun = []
+
+        async def body():
+            begun.append(True)
+            if len(begun) == 2:
+                raise HttpDnsError('of another request, whose response this body is')
+            yield b'x'
+        request, _ = self.pool()
+        url = self.url(first, DRAIN)
+        await request(b'GET', url)
+        error = await self.raises(HttpBodyError, request(b'PUT', url, body=body))
+        self.assertIsInstance(error.__cause__, HttpDnsError)
+        self.assertIn('another', str(error))

@@ -12,15 +12,14 @@ from lowhaio import (
     streamed,
 )
 from reliability.harness import (
-    TEST_SECONDS, ClientSockets, Peer, client_context, current_task, full_backlog, in_thread, outcome, server_context,
-    turns,
+    TEST_SECONDS, ClientSockets, Peer, current_task, full_backlog, in_thread, outcome, server_context, turns,
 )
 from tests.bodies import CountedBody
 from tests.name_servers import FakeNames
-from tests.peers import MUCH, ConnectionTestCase, answering, never, numbered, reply_of, until_closed
+from tests.peers import MUCH, ExchangeTestCase, answering, never, numbered, reply_of, until_closed
 
 
-class SocketTimeoutTests(ConnectionTestCase):
+class SocketTimeoutTests(ExchangeTestCase):
 
     async def within(self, least, most, awaitable):
         began = time.monotonic()
@@ -73,7 +72,7 @@ class SocketTimeoutTests(ConnectionTestCase):
                 port = self.serve(script, tls=tls)
                 sockets = ClientSockets()
                 request, _ = self.pool(
-                    socket_timeout=0.3, get_ssl_context=client_context, set_sock_options=sockets)
+                    socket_timeout=0.3, set_sock_options=sockets)
                 body = CountedBody(bytes(MUCH))
                 error = await self.within(0.27, 10, self.raises(HttpDataTimeout, self.text(
                     request, port, scheme='https' if tls else 'http', method=b'PUT', body=body())))
@@ -87,7 +86,7 @@ class SocketTimeoutTests(ConnectionTestCase):
         for tls in (None, server_context()):
             with self.subTest(tls=tls is not None):
                 port = self.serve(answering(Peer.reset), tls=tls)
-                request, _ = self.pool(get_ssl_context=client_context)
+                request, _ = self.pool()
                 for _ in range(5):
                     await self.within(0, 5, self.raises(HttpConnectionClosedError, self.text(
                         request, port, scheme='https' if tls else 'http', method=b'PUT',
@@ -103,7 +102,7 @@ class SocketTimeoutTests(ConnectionTestCase):
             ('in a chunk', b'HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n9\r\nabc', True),
             ('in a body until the end', b'HTTP/1.1 200 OK\r\n\r\nabc', True),
         )
-        request, _ = self.pool(socket_timeout=0.4, get_ssl_context=client_context)
+        request, _ = self.pool(socket_timeout=0.4)
 
         async def times_out(part, tls):
             gone = threading.Event()
@@ -129,7 +128,7 @@ class SocketTimeoutTests(ConnectionTestCase):
             for start, end in ((0, 3), (3, -9), (-9, -7), (-7, -2), (-2, -1), (-1, None)):
                 time.sleep(0.12)
                 peer.send(answer[start:end])
-        request, _ = self.pool(socket_timeout=0.5, get_ssl_context=client_context)
+        request, _ = self.pool(socket_timeout=0.5)
         texts = [
             self.within(0.6, 10, self.text(
                 request, self.serve(functools.partial(script, answer), tls=tls), scheme='https' if tls else 'http'))
@@ -146,7 +145,7 @@ class SocketTimeoutTests(ConnectionTestCase):
                 time.sleep(0.12)
                 peer.read(MUCH // 8)
             peer.send(reply_of(b'done'))
-        request, _ = self.pool(socket_timeout=0.6, get_ssl_context=client_context)
+        request, _ = self.pool(socket_timeout=0.6)
         headers = ((b'content-length', b'%d' % MUCH),)
         texts = [
             self.within(0.9, 20, self.text(
@@ -169,7 +168,7 @@ class SocketTimeoutTests(ConnectionTestCase):
             peer.send(b'def')
         go_on = threading.Event()
         request, _ = self.pool(socket_timeout=0.2)
-        _, _, response = await request(b'PUT', 'http://127.0.0.1:%d/' % self.serve(script), body=body())
+        _, _, response = await request(b'PUT', self.url(script), body=body())
         self.assertEqual(await response.__anext__(), b'abc')
         go_on.set()
         await asyncio.sleep(0.4)
@@ -215,7 +214,7 @@ class SocketTimeoutTests(ConnectionTestCase):
             with self.subTest(name):
                 gone = threading.Event()
                 port = self.serve(until_closed(gone, part), answering(reply_of(b'sound')), tls=tls)
-                request, _ = self.pool(get_ssl_context=client_context)
+                request, _ = self.pool()
                 text = functools.partial(self.text, request, port, scheme='https' if tls else 'http')
                 with self.assertRaises(TimeoutError) as caught:
                     async with asyncio.timeout(0.5):

@@ -93,3 +93,13 @@ class SocketTests(AsyncTestCase):
     def test_the_default_context_verifies(self):
         context = lowhaio.get_ssl_context_default()
         self.assertEqual((context.verify_mode, context.check_hostname), (ssl.CERT_REQUIRED, True))
+
+    async def test_a_readiness_that_was_none_is_not_an_end(self):
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            ours.setblocking(False)
+            with mock.patch('select.poll') as poll:
+                poll.return_value.poll.return_value = [(ours.fileno(), 1)]
+                connection = lowhaio.tcp_connection(self.loop, ours, 65536)
+            self.assertIsNone(connection.poll())
+            connection.close()

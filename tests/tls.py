@@ -23,10 +23,10 @@ from reliability.harness import (
 )
 from tests.bodies import CountedBody
 from tests.name_servers import FakeNames
-from tests.peers import ConnectionTestCase, answering, numbered, reply_of, until_closed
+from tests.peers import ExchangeTestCase, answering, connect_slowly, numbered, reply_of, until_closed
 
 
-class TlsTests(ConnectionTestCase):
+class TlsTests(ExchangeTestCase):
 
     async def test_the_certificate_is_that_of_the_name_or_address_asked_for(self):
         names = FakeNames({'localhost': ['127.0.0.1'], 'xn--bcher-kva.test': ['127.0.0.1']})
@@ -35,7 +35,7 @@ class TlsTests(ConnectionTestCase):
         if hasattr(context, 'sni_callback'):
             context.sni_callback = lambda _, name, __: asked.append(name)
         port = self.serve(answering(reply_of(b'secret')), tls=context)
-        request, _ = self.pool(get_dns_resolver=names, get_ssl_context=client_context)
+        request, _ = self.pool(get_dns_resolver=names)
         for host in ('127.0.0.1', 'localhost', 'b\u00fccher.test'):
             with self.subTest(host=host):
                 self.assertEqual(await self.text(request, port, host, 'https'), b'secret')
@@ -102,7 +102,7 @@ class TlsTests(ConnectionTestCase):
     async def test_a_server_that_does_not_answer_the_handshake_is_a_connection_timeout(self):
         gone = threading.Event()
         port = self.serve(until_closed(gone))
-        request, _ = self.pool(socket_timeout=0.2, get_ssl_context=client_context)
+        request, _ = self.pool(socket_timeout=0.2)
         body = CountedBody(b'x')
         began = time.monotonic()
         error = await self.raises(
@@ -119,7 +119,7 @@ class TlsTests(ConnectionTestCase):
             end(peer)
         for version, configure in tls_versions():
             with self.subTest(version=version):
-                request, _ = self.pool(get_ssl_context=client_context)
+                request, _ = self.pool()
                 port = self.serve(functools.partial(script, Peer.close), tls=configure(server_context()))
                 self.assertEqual(await self.text(request, port, scheme='https'), b'some of it')
 
@@ -134,7 +134,7 @@ class TlsTests(ConnectionTestCase):
             peer.read_head()
             peer.send(reply_of(b'all of it'))
             peer.abort()
-        request, _ = self.pool(get_ssl_context=client_context)
+        request, _ = self.pool()
         port = self.serve(script, tls=server_context())
         self.assertEqual(await self.text(request, port, scheme='https'), b'all of it')
 
@@ -169,7 +169,7 @@ class TlsTests(ConnectionTestCase):
                         last.append(tls.read())
                         gone.set()
                     port = self.serve(script)
-                    request, close = self.pool(get_ssl_context=client_context, keep_alive_timeout=0.2)
+                    request, close = self.pool(keep_alive_timeout=0.2)
                     await how(request, close, 'https://127.0.0.1:%d/' % port)
                     await self.happens(gone)
                     self.assertEqual(last, [b''])
@@ -181,7 +181,7 @@ class TlsTests(ConnectionTestCase):
                 context.verify_mode = ssl.CERT_REQUIRED
                 CA.configure_trust(context)
                 port = self.serve(answering(reply_of()), tls=context)
-                request, _ = self.pool(get_ssl_context=client_context)
+                request, _ = self.pool()
                 # With TLS 1.3 the alert comes after the handshake: before the first byte is sent, or after it.
                 classes = HttpTlsError if version == '1.2' else (HttpDataError, HttpConnectionError)
                 with self.assertRaises(classes) as caught:
@@ -195,7 +195,7 @@ class TlsTests(ConnectionTestCase):
         for version, configure in tls_versions():
             with self.subTest(version=version):
                 port = self.serve(*numbered(), tls=configure(server_context()))
-                request, _ = self.pool(get_ssl_context=client_context)
+                request, _ = self.pool()
                 for _ in range(4):
                     self.assertEqual(await self.text(request, port, scheme='https'), b'0')
 
@@ -212,7 +212,7 @@ class TlsTests(ConnectionTestCase):
                     file.flush()
                     context.load_cert_chain(file.name)
                 port = self.serve(*numbered(), tls=context)
-                request, _ = self.pool(get_ssl_context=client_context)
+                request, _ = self.pool()
                 for _ in range(2):
                     self.assertEqual(await self.text(request, port, scheme='https'), b'0')
 
@@ -240,7 +240,7 @@ class TlsTests(ConnectionTestCase):
             self.assertTrue(sent.wait(TEST_SECONDS))
             yield b'x'
         port = self.serve(script)
-        request, _ = self.pool(get_ssl_context=client_context)
+        request, _ = self.pool()
         self.assertEqual(await self.text(request, port, scheme='https', method=b'POST', body=body()), b'0')
         self.assertEqual(self.accepted, 1)
 
@@ -263,7 +263,7 @@ class TlsTests(ConnectionTestCase):
             for recv_bufsize in (65536, 5000):
                 with self.subTest(version=version, recv_bufsize=recv_bufsize):
                     port = self.serve(script, tls=configure(server_context()))
-                    request, _ = self.pool(get_ssl_context=client_context, recv_bufsize=recv_bufsize)
+                    request, _ = self.pool(recv_bufsize=recv_bufsize)
                     text = functools.partial(self.text, request, port, scheme='https')
                     headers = ((b'content-length', b'%d' % len(data)),)
                     self.assertEqual(await text(method=b'POST', headers=headers, body=streamed(data)), digest.encode())
@@ -293,6 +293,18 @@ class TlsTests(ConnectionTestCase):
             await self.text(request, port, scheme='https', headers=((b'connection', b'close'),))
             await self.text(request, port, scheme='https')
         self.assertEqual(len(made), 1)
+
+    async def test_why_tls_ended_before_the_request_is_said(self):
+        def script(peer):
+            tls = ManualTls(peer, server_context())
+            tls.handshake()
+            peer.send(b'\x17\x03\x03\x00\x20' + bytes(32))
+            peer.read_to_close()
+
+        request, _ = self.pool(connect=connect_slowly(), get_ssl_context=client_context)
+        error = await self.raises(HttpConnectionError, self.text(request, self.serve(script), scheme='https'))
+        self.assertIsInstance(error.__cause__, ssl.SSLError)
+        self.assertIn(str(error.__cause__), str(error))
 
 
 class MemoryTls:

@@ -1,23 +1,29 @@
 """Bodies of requests: how they are framed, played, held to their length, and closed"""
 import array
 import asyncio
+import ctypes
 import functools
+import mmap
 import queue
 import socket
 import threading
+import time
 
 from lowhaio import (
     HttpBodyError, HttpConnectionClosedError, HttpConnectionError, HttpDataError, HttpDataTimeout, HttpDnsError,
     HttpError, HttpProtocolError, HttpRequestError, buffered, streamed,
 )
 from reliability.harness import (
-    CONTINUE, OK, OK_EMPTY, OK_LAST, PATIENCE, TOO_LARGE, client_context, in_thread, pieces_of, tls_server,
+    CONTINUE, OK, OK_EMPTY, OK_LAST, PATIENCE, TOO_LARGE, Peer, in_thread, outcome, pieces_of, tls_server,
 )
-from tests.bodies import BodyAgain, BodyMethods, BodyOfItsOwn, BodyOnce, BodyWithoutAclose, BodyWithoutEnd, pieces_again
-from tests.peers import MessageTestCase
+from tests.bodies import (
+    BodyAgain, BodyMethods, BodyOfItsOwn, BodyOnce, BodyWithoutAclose, BodyWithoutEnd, CountedBody, ResizedBody,
+    pieces_again,
+)
+from tests.peers import ExchangeTestCase, empty_answers, numbered, reply_after_body
 
 
-class RequestFramingTests(MessageTestCase):
+class RequestFramingTests(ExchangeTestCase):
 
     # method, headers, pieces of the body, what follows the host: field lines and body
     FRAMINGS = (
@@ -231,7 +237,7 @@ class RequestFramingTests(MessageTestCase):
             yield b'ab'
 
         got = queue.Queue()
-        url = 'http://127.0.0.1:{}/'.format(self.serve(closes, answers))
+        url = self.url(closes, answers)
         request, _ = self.pool()
         await request(b'GET', url)
         # Neither the method nor the generator may be sent again: nothing was sent.
@@ -272,14 +278,14 @@ class RequestFramingTests(MessageTestCase):
                         peer.send(OK_LAST)
 
                     port = self.serve(script, tls=tls)
-                    request, _ = self.pool(get_ssl_context=client_context)
+                    request, _ = self.pool()
                     url = '{}://127.0.0.1:{}/'.format('https' if tls else 'http', port)
                     code, _, _ = await request(b'POST', url, headers=headers, body=body)
                     self.assertEqual(code, b'200')
                     self.assertTrue(got.get() == before + piece + after)
 
 
-class RequestBodyTests(MessageTestCase):
+class RequestBodyTests(ExchangeTestCase):
 
     def kinds(self):
         return (
@@ -640,12 +646,87 @@ class RequestBodyTests(MessageTestCase):
             peer.read_to_close()
 
         request, _ = self.pool()
-        code, _, response = await request(b'POST', 'http://127.0.0.1:{}/'.format(self.serve(script)), body=body())
+        code, _, response = await request(b'POST', self.url(script), body=body())
         self.assertEqual((code, ended), (b'413', [True]))
         self.assertEqual(await buffered(response), b'too large')
 
+    async def test_a_coroutine_function_is_no_body(self):
+        async def body():
+            raise AssertionError('it is not awaited')
+        request, _ = self.pool()
+        port = self.serve(empty_answers)
+        error = await self.raises(HttpBodyError, request(b'POST', 'http://127.0.0.1:%d/' % port, body=body))
+        self.assertIn('coroutine', str(error))
 
-class StreamedAndBufferedTests(MessageTestCase):
+    async def test_a_piece_that_was_released_or_closed_is_an_error_of_the_body(self):
+        released = memoryview(b'x')
+        released.release()
+        closed = mmap.mmap(-1, 10)
+        closed.close()
+        for piece in (released, closed):
+            with self.subTest(type(piece).__name__):
+                request, _ = self.pool()
+                url = self.url(lambda peer: peer.read_to_close())
+                self.assertRaises(HttpRequestError, streamed, piece)
+                error = await self.raises(HttpBodyError, request(b'PUT', url, body=CountedBody(piece)))
+                self.assertIn('released' if piece is released else 'closed', str(error))
+        for piece, sent in ((ctypes.c_int(5), bytes(ctypes.c_int(5))), (array.array('H', (1, 2)), b'\1\0\2\0')):
+            with self.subTest(type(piece).__name__):
+                request, _ = self.pool()
+                port = self.serve(reply_after_body(len(sent)))
+                headers = ((b'content-length', b'%d' % len(sent)),)
+                await self.text(request, port, method=b'PUT', headers=headers, body=streamed(piece))
+
+    async def test_what_a_bodys_function_returns_is_told_of_a_reused_connection(self):
+        request, _ = self.pool()
+        url = self.url(*numbered())
+        for reused in (False, True):
+            error = await self.raises(HttpBodyError, request(b'PUT', url, body=lambda: None))
+            self.assertEqual((error.reused, error.answered), (reused, False))
+            await request(b'GET', url)
+
+    async def test_the_callers_buffer_is_let_go_of_before_its_body_is_closed(self):
+        for what, script, tls, fields, expected in (
+                ('a peer that reads nothing', lambda peer: peer.sock.recv(1, socket.MSG_PEEK) and time.sleep(0.5), None,
+                 (), HttpDataTimeout),
+                ('the same over TLS', lambda peer: time.sleep(0.5), tls_server(), (), HttpDataTimeout),
+                ('a reset', lambda peer: peer.read_head() and peer.reset(), None, (), HttpConnectionClosedError),
+                ('a body too long', Peer.read_to_close, None, ((b'content-length', b'5'),), HttpBodyError),
+        ):
+            with self.subTest(what):
+                port = self.serve(script, tls=tls)
+                request, _ = self.pool(socket_timeout=0.2 if expected is HttpDataTimeout else 10)
+                body = ResizedBody()
+                await self.raises(expected, request(
+                    b'PUT', 'http{}://127.0.0.1:{}/'.format('s' if tls else '', port), headers=fields, body=body))
+                self.assertTrue(body.is_closed)
+
+    async def test_the_callers_buffer_is_let_go_of_when_the_request_is_cancelled(self):
+        port = self.serve(lambda peer: peer.sock.recv(1, socket.MSG_PEEK) and time.sleep(0.5))
+        request, _ = self.pool()
+        body = ResizedBody()
+        task = self.loop.create_task(request(b'PUT', 'http://127.0.0.1:%d/' % port, body=body))
+        await asyncio.sleep(0.2)
+        task.cancel()
+        self.assertIs(await outcome(task), asyncio.CancelledError)
+        self.assertTrue(body.is_closed)
+
+    async def test_an_iterator_that_has_ended_is_not_asked_again(self):
+        for pieces in ((), (b'x',)):
+            with self.subTest(pieces):
+                body = BodyOnce(*pieces)
+                request, _ = self.scripted(OK_EMPTY)
+                await request(b'PUT', 'http://127.0.0.1/', body=body)
+                self.assertEqual(body.asked, len(pieces) + 1)
+
+    async def test_a_body_that_is_none_is_found_after_the_head_was_sent(self):
+        request, _ = self.pool()
+        port = self.serve(lambda peer: peer.read_head() and peer.send(CONTINUE) and peer.read_to_close())
+        await self.raises(HttpBodyError, request(
+            b'POST', 'http://127.0.0.1:%d/' % port, headers=((b'expect', b'100-continue'),), body=lambda: 5))
+
+
+class StreamedAndBufferedTests(ExchangeTestCase):
 
     async def test_streamed_and_buffered_are_inverse(self):
         for data in (b'', b'a', b'hello', bytes(range(256)) * 1000, bytes(1 << 20)):
@@ -676,3 +757,10 @@ class StreamedAndBufferedTests(MessageTestCase):
         await self.assert_on_the_wire(
             b'POST / HTTP/1.1\r\nhost: HOST:PORT\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n', method=b'POST',
             headers=((b'transfer-encoding', b'chunked'),), body=streamed(b''))
+
+    async def test_streamed_takes_bytes_alone(self):
+        for data in ('text', 5, None, [b'x']):
+            with self.assertRaisesRegex(HttpRequestError, 'takes bytes, got ' + type(data).__name__):
+                streamed(data)
+        with self.assertRaisesRegex(HttpRequestError, 'contiguous'):
+            streamed(memoryview(b'abcdef')[::2])

@@ -1,15 +1,16 @@
 """A request's url and head, as they are sent, or why they are refused"""
 import queue
+import tracemalloc
 
 from lowhaio import HttpRequestError
-from reliability.harness import OK_EMPTY, OK_LAST, client_context, server_context
+from reliability.harness import OK_EMPTY, OK_LAST, ScriptedConnection, client_context, server_context
 from tests.name_servers import fake_resolver
-from tests.peers import MessageTestCase
+from tests.peers import ExchangeTestCase
 
 LONGEST_NAME = '.'.join(['a' * 63] * 3 + ['a' * 61])  # 253 characters
 
 
-class UrlTests(MessageTestCase):
+class UrlTests(ExchangeTestCase):
 
     # url, host field, endpoint, target
     URLS = (
@@ -256,8 +257,26 @@ class UrlTests(MessageTestCase):
                 await self.raises(HttpRequestError, request(b'GET', 'http://h/', params=params))
                 self.assertEqual(made, [])
 
+    async def test_addresses_in_disguise_are_refused(self):
+        request, _ = self.pool()
+        for host in ('127.1', '2130706433', '0x7f.0.0.1', '127.0.0.01', '1.2.3.4.5', 'example.1'):
+            error = await self.raises(HttpRequestError, request(b'GET', 'http://{}/'.format(host)))
+            self.assertIn('neither a name nor an IPv4 address', str(error))
 
-class RequestHeadTests(MessageTestCase):
+    async def test_long_urls_are_not_remembered(self):
+        request, made = self.scripted(OK_EMPTY)
+        sizes = []
+        for number in range(3):
+            tracemalloc.start()
+            for each in range(100):
+                await request(b'GET', 'http://127.0.0.1/{}#{}'.format('x' * 100000, number * 100 + each))
+                made.clear()
+            sizes.append(tracemalloc.get_traced_memory()[0])
+            tracemalloc.stop()
+        self.assertLess(max(sizes), 2000000)
+
+
+class RequestHeadTests(ExchangeTestCase):
 
     async def test_headers_are_sent_in_the_order_case_and_number_given(self):
         for what, headers, sent in (
@@ -313,3 +332,26 @@ class RequestHeadTests(MessageTestCase):
                 (('a', b'v'),), ((b'a', 'v'),), ((b'a', None),), ((b'a', 1),), ((b'a',),), ((b'a', b'b', b'c'),),
                 b'ab', ('ab',), 1, {'a': 'b'},
             )])
+
+    async def test_what_is_refused_is_refused_whatever_was_sent_before(self):
+        request, _ = self.scripted(OK_EMPTY)
+        await request(b'GET', 'http://127.0.0.1/', headers=((b'a', b'b'),))
+        for method, headers in ((b'GET', ((b'a', memoryview(bytearray(b'b'))),)), (bytearray(b'GET'), ()), ([], ()),
+                                (b'GET', ([b'a', 5],)), (b'GET', ((b'a', []),))):
+            with self.subTest((method, headers)):
+                await self.raises(HttpRequestError, request(method, 'http://127.0.0.1/', headers=headers))
+
+    async def test_headers_that_change_are_sent_as_they_are(self):
+        sent = []
+
+        async def connect(*_):
+            sent.append(ScriptedConnection((), [OK_LAST]))
+            return sent[-1]
+        request, _ = self.pool(connect=connect)
+        pair, pairs = [b'a', b'1'], [(b'a', b'1')]
+        for headers in ((pair,), pairs, iter(pairs)):
+            await request(b'GET', 'http://127.0.0.1/', headers=headers)
+        pair[1], pairs[0] = b'2', (b'a', b'2')
+        for headers in ((pair,), pairs, iter(pairs)):
+            await request(b'GET', 'http://127.0.0.1/', headers=headers)
+        self.assertEqual([b'a: 2' in connection.writes()[0] for connection in sent], [False] * 3 + [True] * 3)
