@@ -13,8 +13,8 @@ from unittest import mock
 import lowhaio
 from lowhaio import HttpConnectionClosedError, HttpConnectionError, buffered, streamed
 from reliability.harness import (
-    OK, OK_EMPTY, PATIENCE, TEST_SECONDS, USE_UVLOOP, ClientSockets, Peer, client_context, in_thread, server_context,
-    tls_versions,
+    CONTINUE, OK, OK_EMPTY, PATIENCE, TEST_SECONDS, USE_UVLOOP, ClientSockets, Peer, client_context, in_thread,
+    server_context, tls_versions,
 )
 from tests.bodies import CountedBody
 from tests.name_servers import FakeNames
@@ -22,67 +22,50 @@ from tests.peers import (
     EMPTY, LAST_CHUNK, ExchangeTestCase, answering, chunked_response, connect_slowly, numbered, reply_of,
     times_of_close, with_length,
 )
-from tests.response_framing import GOOD_RESPONSES
+
+
+def whole(response):
+    """A script that answers each request of a connection, for as long as the client keeps it"""
+    def script(peer):
+        while peer.read_head():
+            peer.send(response)
+    return script
 
 
 class PersistenceTests(ExchangeTestCase):
+    """What a response alone says of it is in the table of reliability/framing.py too"""
 
-    # version, connection fields of the response, connection fields of the request, whether it is used again
+    # Whether it is used again; the version; and of (connection fields of the response, those of the request) each
     CASES = (
-        (b'1.1', (), (), True),
-        (b'1.1', (b'keep-alive',), (), True),
-        (b'1.1', (b'close',), (), False),
-        (b'1.1', (b'Close',), (), False),
-        (b'1.1', (b'CLOSE',), (), False),
-        (b'1.1', (b'keep-alive, close',), (), False),
-        (b'1.1', (b'close, keep-alive',), (), False),
-        (b'1.1', (b'foo ,\tClose\t, bar',), (), False),
-        (b'1.1', (b',close',), (), False),
-        (b'1.1', (b'keep-alive', b'close'), (), False),
-        (b'1.1', (b'close', b'keep-alive'), (), False),
-        (b'1.1', (b'upgrade',), (), True),
-        (b'1.1', (b'closed',), (), True),
-        (b'1.1', (b'x-close',), (), True),
-        (b'1.1', (b'close-x',), (), True),
-        (b'1.1', (b'XcloseX',), (), True),
-        (b'1.1', (b'',), (), True),
-        (b'1.1', (), (b'keep-alive',), True),
-        (b'1.1', (), (b'close',), False),
-        (b'1.1', (), (b'Close',), False),
-        (b'1.1', (), (b'te, close',), False),
-        (b'1.1', (), (b'te', b'close'), False),
-        (b'1.1', (b'keep-alive',), (b'close',), False),
-        (b'1.0', (), (), False),
-        (b'1.0', (), (b'keep-alive',), False),
-        (b'1.0', (b'foo',), (), False),
-        (b'1.0', (b'close',), (), False),
-        (b'1.0', (b'keep-alive',), (), True),
-        (b'1.0', (b'Keep-Alive',), (), True),
-        (b'1.0', (b'foo, keep-alive',), (), True),
-        (b'1.0', (b'foo', b'keep-alive'), (), True),
-        (b'1.0', (b'keep-alive, close',), (), False),
-        (b'1.0', (b'keep-alive', b'close'), (), False),
-        (b'1.0', (b'keep-alive',), (b'close',), False),
-        (b'1.0', (b'keep-alive-x',), (), False),
+        (True, b'1.1', ((), ()), ((b'keep-alive',), ()), ((b'upgrade',), ()), ((b'closed',), ()), ((b'x-close',), ()),
+         ((b'',), ()), ((), (b'keep-alive',))),
+        (False, b'1.1', ((b'close',), ()), ((b'CLOSE',), ()), ((b'keep-alive, close',), ()),
+         ((b'foo ,\tClose\t, bar',), ()), ((b'keep-alive', b'close'), ()), ((b'close', b'keep-alive'), ()),
+         ((), (b'close',)), ((), (b'Close',)), ((), (b'te, close',)), ((), (b'te', b'close')),
+         ((b'keep-alive',), (b'close',))),
+        (True, b'1.0', ((b'Keep-Alive',), ()), ((b'foo, keep-alive',), ()), ((b'foo', b'keep-alive'), ())),
+        (False, b'1.0', ((), ()), ((), (b'keep-alive',)), ((b'foo',), ()), ((b'close',), ()), ((b'keep-alive-x',), ()),
+         ((b'keep-alive, close',), ()), ((b'keep-alive', b'close'), ()), ((b'keep-alive',), (b'close',))),
     )
 
-    def server(self, response):
-        """Answers each request of a connection, for as long as the client keeps it"""
-        def script(peer):
-            while peer.read_head():
-                peer.send(response)
-
-        return self.url(script)
-
-    def test_persists_is_a_function_of_version_and_connection_fields(self):
-        for version, response, sent, expected in self.CASES:
-            with self.subTest((version, response, sent)):
-                named, sent_named = (
-                    lowhaio.by_name(((b'a', b'close'),) + tuple((b'connection', value) for value in values))
-                    for values in (response, sent)
-                )
-                seconds = lowhaio.keep_alive_seconds(version, named, 15)
-                self.assertIs(seconds == 15 and not lowhaio.asks_to_close(sent_named), expected)
+    async def test_a_connection_is_used_again_if_it_persists(self):
+        for expected, version, *fields in self.CASES:
+            for response, sent in fields:
+                with self.subTest((version, response, sent)):
+                    named, sent_named = (
+                        lowhaio.by_name(((b'a', b'close'),) + tuple((b'connection', value) for value in values))
+                        for values in (response, sent))
+                    self.assertIs(lowhaio.keep_alive_seconds(version, named, 15) == 15
+                                  and not lowhaio.asks_to_close(sent_named), expected)
+                    lines = b''.join(b'Connection: ' + value + b'\r\n' for value in response)
+                    url = self.url(whole(
+                        b'HTTP/' + version + b' 200 OK\r\n' + lines + b'content-length: 5\r\n\r\nhello'))
+                    request, _ = self.pool()
+                    accepted = self.accepted
+                    for _ in range(3):
+                        _, _, body = await request(b'GET', url, headers=[(b'Connection', value) for value in sent])
+                        self.assertEqual(await buffered(body), b'hello')
+                    self.assertEqual(self.accepted - accepted, 1 if expected else 3)
 
     def test_the_servers_keep_alive_is_its_timeout_in_seconds(self):
         for values, expected in (
@@ -97,102 +80,53 @@ class PersistenceTests(ExchangeTestCase):
                 self.assertEqual(lowhaio.keep_alive_seconds(b'1.1', named, 999), min(999, seconds))
                 self.assertEqual(lowhaio.keep_alive_seconds(b'1.1', named, 3), min(3, seconds))
 
-    async def test_a_connection_is_used_again_if_it_persists(self):
-        for version, response, sent, expected in self.CASES:
-            with self.subTest((version, response, sent)):
-                fields = b''.join(b'Connection: ' + value + b'\r\n' for value in response)
-                url = self.server(b'HTTP/' + version + b' 200 OK\r\n' + fields + b'content-length: 5\r\n\r\nhello')
-                headers = tuple((b'Connection', value) for value in sent)
-                request, _ = self.pool()
-                accepted = self.accepted
-                for _ in range(3):
-                    _, _, body = await request(b'GET', url, headers=headers)
-                    self.assertEqual(await buffered(body), b'hello')
-                self.assertEqual(self.accepted - accepted, 1 if expected else 3)
-
-    async def test_a_complete_response_gives_its_connection_back(self):
-        for what, method, wire, _, body, kept in GOOD_RESPONSES:
-            if not kept:
-                continue
-            with self.subTest(what):
-                url = self.server(wire)
-                request, _ = self.pool()
-                accepted = self.accepted
-                for _ in range(3):
-                    _, _, response = await request(method, url)
-                    self.assertEqual(await buffered(response), body)
-                self.assertEqual(self.accepted - accepted, 1)
-
-    async def test_a_response_without_body_gives_it_back_before_request_returns(self):
-        for method, wire in (
-                (b'HEAD', with_length(b'5', b'')),
-                (b'GET', b'HTTP/1.1 204 No Content\r\n\r\n'),
-                (b'GET', b'HTTP/1.1 304 Not Modified\r\ncontent-length: 5\r\n\r\n'),
-                (b'GET', OK_EMPTY),
-                (b'GET', chunked_response(LAST_CHUNK)),
-                # Complete when its head arrives, since it comes with it.
-                (b'GET', with_length(b'5')),
-                (b'GET', chunked_response(b'5\r\nhello\r\n', LAST_CHUNK)),
+    async def test_a_response_that_is_complete_with_its_head_gives_its_connection_back_before_request_returns(self):
+        for method, wire, content in (
+                (b'HEAD', with_length(b'5', b''), b''),
+                (b'DELETE', b'HTTP/1.1 204 No Content\r\n\r\n', b''),
+                (b'GET', b'HTTP/1.1 304 Not Modified\r\ncontent-length: 5\r\n\r\n', b''),
+                (b'GET', CONTINUE + OK_EMPTY, b''),
+                (b'GET', chunked_response(LAST_CHUNK), b''),
+                (b'GET', with_length(b'5'), b'hello'),
+                (b'GET', chunked_response(b'5\r\nhello\r\n', LAST_CHUNK), b'hello'),
+                (b'GET', chunked_response(b'5\r\nhello\r\n0\r\nconnection: close\r\n\r\n'), b'hello'),
         ):
             with self.subTest(wire):
-                url = self.server(wire)
-                request, _ = self.pool()
+                url = self.url(whole(wire))
+                sockets = ClientSockets()
+                request, _ = self.pool(set_sock_options=sockets)
                 accepted = self.accepted
-                # Neither read nor dropped.
+                # None of whose bodies is touched, or let go of, while the requests go on
                 responses = [await request(method, url) for _ in range(3)]
-                self.assertEqual((len(responses), self.accepted - accepted), (3, 1))
+                self.assertEqual((self.accepted - accepted, sockets.count_open()), (1, 1))
+                self.assertEqual([await buffered(body) for _, _, body in responses], [content] * 3)
 
     async def test_a_connection_with_surplus_is_not_used_again(self):
         for wire, method, body in (
-                (with_length(b'5', b'hello!'), b'GET', b'hello'),
-                (OK_EMPTY + b'!', b'GET', b''),
-                (OK_EMPTY + OK_EMPTY, b'GET', b''),
+                (with_length(b'5', b'hello!'), b'POST', b'hello'),
+                (OK_EMPTY + b'!', b'POST', b''),
+                (OK_EMPTY + OK_EMPTY, b'POST', b''),
                 (with_length(b'5'), b'HEAD', b''),
-                (b'HTTP/1.1 204 No Content\r\n\r\nx', b'GET', b''),
-                (chunked_response(LAST_CHUNK, b'\r\n'), b'GET', b''),
-                (chunked_response(b'5\r\nhello\r\n', LAST_CHUNK, LAST_CHUNK), b'GET', b'hello'),
+                (b'HTTP/1.1 204 No Content\r\n\r\nx', b'POST', b''),
+                (chunked_response(LAST_CHUNK, b'\r\n'), b'POST', b''),
+                (chunked_response(b'5\r\nhello\r\n', LAST_CHUNK, LAST_CHUNK), b'POST', b'hello'),
         ):
             for kwargs in ({}, {'recv_bufsize': 1}):
                 with self.subTest((wire, kwargs)):
-                    url = self.server(wire)
-                    # Byte by byte, the surplus is in the socket when the response is complete.
+                    url = self.url(whole(wire))
+                    # Byte by byte, the surplus is in the socket when the response is complete. A POST is not saved by
+                    # being sent again.
                     request, _ = self.pool(**kwargs)
                     accepted = self.accepted
                     for _ in range(3):
-                        # Not idempotent: it is not saved by being sent again.
-                        code, _, response = await request(b'POST' if method == b'GET' else method, url)
+                        code, _, response = await request(method, url)
                         self.assertEqual((code[:2], await buffered(response)), (b'20', body))
                     self.assertEqual(self.accepted - accepted, 3)
 
-    async def test_a_connection_on_which_something_comes_unasked_is_not_used_again(self):
-        spoken = threading.Event()
-
-        def speaks(peer):
-            peer.read_head()
-            peer.send(OK_EMPTY)
-            asked.wait()
-            peer.send(OK + b'content-length: 4\r\n\r\nevil')
-            spoken.set()
-            peer.read_to_close()
-
-        def answers(peer):
-            peer.read_head()
-            peer.send(with_length(b'5'))
-
-        asked = threading.Event()
-        url = self.url(speaks, answers)
-        request, _ = self.pool()
-        await request(b'POST', url)
-        asked.set()
-        spoken.wait()
-        _, _, body = await request(b'POST', url)
-        self.assertEqual((await buffered(body), self.accepted), (b'hello', 2))
-
     async def test_a_body_until_close_leaves_nothing_to_use_again(self):
-        port = self.answer(OK + b'\r\nhello')
         request, made = self.scripted(OK + b'\r\n', b'hello')
         for _ in range(2):
-            _, _, body = await request(b'GET', 'http://127.0.0.1:{}/'.format(port))
+            _, _, body = await request(b'GET', 'http://h/')
             self.assertEqual(await buffered(body), b'hello')
         self.assertEqual([connection.is_closed for connection in made], [True, True])
 
@@ -498,27 +432,6 @@ class ReuseTests(ExchangeTestCase):
         await asyncio.gather(self.text(request, port), self.text(request, port))
         self.assertEqual(await self.text(request, port, method=b'POST', body=body()), b'living')
         self.assertEqual(self.accepted, 3)
-
-    async def test_responses_that_are_complete_with_their_head_give_the_connection_back_before_request_returns(self):
-        for name, method, answer in (
-                ('204', b'DELETE', b'HTTP/1.1 204 No Content\r\n\r\n'),
-                ('304', b'GET', b'HTTP/1.1 304 Not Modified\r\ncontent-length: 5\r\n\r\n'),
-                ('HEAD', b'HEAD', b'HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n'),
-                ('empty', b'GET', reply_of()),
-                ('empty, chunked', b'GET', b'HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n'),
-                ('whole', b'GET', reply_of(b'whole')),
-        ):
-            with self.subTest(name):
-                before = self.accepted
-                port = self.serve(answering(answer))
-                sockets = ClientSockets()
-                request, _ = self.pool(set_sock_options=sockets)
-                responses = []  # none of whose bodies is touched, or let go of, while the requests go on
-                for _ in range(3):
-                    responses.append(await request(method, 'http://127.0.0.1:%d/' % port))
-                self.assertEqual((self.accepted - before, sockets.count_open()), (1, 1))
-                for _, _, body in responses:
-                    self.assertEqual(await buffered(body), b'whole' if name == 'whole' else b'')
 
     async def test_what_tls_swallows_on_an_idle_connection_leaves_it_idle(self):
         opened, there = [], []
