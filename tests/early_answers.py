@@ -12,6 +12,7 @@ from reliability.harness import (
     CONTINUE, OK, OK_EMPTY, PATIENCE, TOO_LARGE, ClientSockets, ScriptedConnection, in_thread, pieces_of,
     server_context, tls_server,
 )
+from reliability.scripted import CLOSE, DRAIN, HALF_CLOSE, HEAD, RESET, SILENT, Read, Record, scripted
 from tests.bodies import BodyOnce, BodyWithoutEnd, SmallPieces
 from tests.peers import ExchangeTestCase
 
@@ -247,6 +248,7 @@ class EarlySuccessTests(ExchangeTestCase):
 
 
 class EarlyRefusalTests(ExchangeTestCase):
+    """A 413 in a large upload, whatever the server does then, is in reliability/life.py too"""
 
     def uploads(self):
         return (
@@ -257,115 +259,53 @@ class EarlyRefusalTests(ExchangeTestCase):
             ('small pieces with pauses', (), SmallPieces(b'x' * 100)),
         )
 
-    async def test_a_413_in_the_middle_of_an_upload_is_a_413(self):
-        def close(peer, done):
-            peer.close()
-
-        def reset(peer, done):
-            peer.reset()
-
-        def stop_reading(peer, done):
-            done.wait(PATIENCE)
-
-        def read_on(peer, done):
-            peer.read_to_close()
-
-        for tls in (None, tls_server()):
-            for ending in (close, reset, stop_reading, read_on):
-                for before in (0, 100000):
-                    for what, headers, body in self.uploads():
-                        with self.subTest((tls is not None, ending.__name__, before, what)):
-                            await self.assert_413(tls, ending, before, headers, body)
-
-    async def assert_413(self, tls, ending, before, headers, body):
-        done = threading.Event()
-
-        def refuses(peer):
-            peer.read_head()
-            peer.read(before)
-            peer.send(TOO_LARGE)
-            ending(peer, done)
-
-        def answers(peer):
-            peer.read_head()
-            peer.send(OK_EMPTY)
-
-        url = self.url(refuses, answers, tls=tls)
-        accepted = self.accepted
-        request, _ = self.pool()
-        try:
-            code, response_headers, response = await request(b'POST', url, headers=headers, body=body)
-            self.assertEqual((code, await buffered(response)), (b'413', b'too large'))
-            self.assertEqual(response_headers, ((b'content-length', b'9'),))
-            self.assertEqual(body.closed, 1)
-            await request(b'GET', url)
-            self.assertEqual(self.accepted, accepted + 2)
-        finally:
-            done.set()
+    async def test_a_413_in_an_upload_of_any_kind_is_a_413_and_its_connection_is_not_used_again(self):
+        for tls, (begun, ending) in itertools.product(
+                (None, tls_server()), ((0, CLOSE), (100000, RESET), (0, SILENT), (100000, DRAIN))):
+            for what, headers, body in self.uploads():
+                with self.subTest((tls is not None, ending.__name__, begun, what)):
+                    url = self.url(scripted(HEAD, Read(begun), TOO_LARGE, ending), scripted(HEAD, OK_EMPTY), tls=tls)
+                    accepted = self.accepted
+                    request, _ = self.pool()
+                    code, response_headers, response = await request(b'POST', url, headers=headers, body=body)
+                    self.assertEqual((code, response_headers, await buffered(response), body.closed),
+                                     (b'413', ((b'content-length', b'9'),), b'too large', 1))
+                    await request(b'GET', url)
+                    self.assertEqual(self.accepted, accepted + 2)
 
     async def test_an_answer_whose_body_comes_later_is_read_whole(self):
-        done = threading.Event()
-        content = bytes(range(256)) * 2000
-
-        def refuses(peer):
-            peer.read_head()
-            peer.send(b'HTTP/1.1 413 X\r\ncontent-length: %d\r\n\r\n' % len(content))
-            begun.wait(PATIENCE)
-            peer.send(content)
-            done.wait(PATIENCE)
-
-        begun = threading.Event()
+        begun, content = self.hold(), bytes(range(256)) * 2000
         request, _ = self.pool()
-        try:
-            code, _, response = await request(b'POST', self.url(refuses),
-                                              body=BodyWithoutEnd(bytes(65536)))
-            begun.set()
-            self.assertEqual(code, b'413')
-            self.assertTrue(await buffered(response) == content)
-        finally:
-            begun.set()
-            done.set()
+        code, _, response = await request(b'POST', self.url(scripted(
+            HEAD, b'HTTP/1.1 413 X\r\ncontent-length: %d\r\n\r\n' % len(content), begun, content, SILENT)),
+            body=BodyWithoutEnd(bytes(65536)))
+        begun.set()
+        self.assertEqual(code, b'413')
+        self.assertTrue(await buffered(response) == content)
 
     async def test_a_slow_body_is_not_sent_on_when_the_answer_is_in(self):
         # The server reads on, as many do for a while, so that no send ever blocks, nor fails.
-        for tls in (None, tls_server()):
-            for what, pause in (('that waits', True), ('that does not wait', False)):
-                with self.subTest((tls is not None, what)):
-                    answered = threading.Event()
+        class Slow(BodyWithoutEnd):
+            async def __anext__(self):
+                if self.asked == 1:
+                    await in_thread(answered.wait)
+                if pause:
+                    await asyncio.sleep(0)
+                return await super().__anext__()
 
-                    def script(peer, answered=answered):
-                        peer.read_head()
-                        peer.send(TOO_LARGE)
-                        answered.set()
-                        peer.read_to_close()
-
-                    class Slow(BodyWithoutEnd):
-                        async def __anext__(self, pause=pause, answered=answered):
-                            if self.asked == 1:
-                                await in_thread(answered.wait)
-                            if pause:
-                                await asyncio.sleep(0)
-                            return await super().__anext__()
-
-                    body = Slow(b'x' * 10, at_most=300)
-                    request, _ = self.pool()
-                    url = self.url(script, tls=tls)
-                    code, _, response = await request(b'POST', url, body=body)
-                    self.assertEqual((code, await buffered(response)), (b'413', b'too large'))
-                    self.assertLess(body.asked, 50)
+        for tls, pause in itertools.product((None, tls_server()), (True, False)):
+            with self.subTest((tls is not None, pause)):
+                answered = threading.Event()
+                body = Slow(b'x' * 10, at_most=300)
+                request, _ = self.pool()
+                code, _, response = await request(b'POST', self.url(
+                    scripted(HEAD, TOO_LARGE, lambda peer, event=answered: event.set(), DRAIN), tls=tls), body=body)
+                self.assertEqual((code, await buffered(response)), (b'413', b'too large'))
+                self.assertLess(body.asked, 50)
 
     async def test_a_body_that_waits_is_neither_interrupted_nor_timed(self):
         # An answer that comes while the caller's own generator waits is given when the generator goes on; and the
         # generator may take longer than the network may.
-        answered = threading.Event()
-        go_on = asyncio.Event()
-
-        def script(peer):
-            peer.read_head()
-            peer.send(TOO_LARGE)
-            answered.set()
-            peer.read_to_close()
-
         class Waits(BodyWithoutEnd):
             interrupted = False
 
@@ -378,10 +318,11 @@ class EarlyRefusalTests(ExchangeTestCase):
                         raise
                 return await super().__anext__()
 
+        answered, go_on = threading.Event(), asyncio.Event()
         body = Waits(bytes(65536))
         request, _ = self.pool(socket_timeout=0.1)
         task = asyncio.ensure_future(request(
-            b'POST', self.url(script), body=body))
+            b'POST', self.url(scripted(HEAD, TOO_LARGE, lambda peer: answered.set(), DRAIN)), body=body))
         await in_thread(answered.wait)
         await asyncio.sleep(0.3)  # thrice the timeout
         self.assertFalse(task.done())
@@ -401,32 +342,22 @@ class EarlyRefusalTests(ExchangeTestCase):
                     ('a head but for its last byte', (OK_EMPTY[:-1],), OK_EMPTY[-1:]),
             ):
                 with self.subTest((tls is not None, what)):
-                    got = queue.Queue()
-
-                    def script(peer, early=early, last=last, got=got):
-                        peer.read_head()
-                        data = b''
-                        for each in early:
-                            # By now the client's next send blocks, or soon will.
-                            data += peer.read(100000)
-                            peer.send(each)
-                        got.put(data + peer.read(size - len(data)))
-                        peer.send(last)
-                        if peer.read_head():
-                            peer.send(OK_EMPTY)
-
-                    url = self.url(script, tls=tls)
+                    record = Record()
+                    # By 100,000 bytes the client's next send blocks, or soon will.
+                    steps = itertools.chain.from_iterable((Read(100000), each) for each in early)
+                    url = self.url(scripted(HEAD, *steps, Read(size - 100000 * len(early)), last, HEAD, OK_EMPTY,
+                                            record=record), tls=tls)
                     accepted = self.accepted
                     request, _ = self.pool()
                     code, _, response = await request(b'PUT', url, headers=((b'content-length', b'%d' % size),),
                                                       body=streamed(content))
                     self.assertEqual((code, await buffered(response)), (b'200', b''))
-                    self.assertTrue(await in_thread(got.get, True, PATIENCE) == content)
                     # The answer was complete after the whole body: nothing was early about it.
                     await request(b'GET', url)
                     self.assertEqual(self.accepted, accepted + 1)
+                    self.assertTrue(content in record.received)
 
-    async def test_a_bad_answer_in_the_middle_of_an_upload_is_an_error(self):
+    async def test_any_other_answer_in_the_middle_of_an_upload_is_an_error(self):
         for answer, error in (
                 (b'nonsense\r\n\r\n', HttpProtocolError),
                 (b'HTTP/1.1 101 X\r\n\r\n', HttpProtocolError),
@@ -434,35 +365,17 @@ class EarlyRefusalTests(ExchangeTestCase):
                 (OK + b'a: b', HttpConnectionClosedError),
         ):
             with self.subTest(answer[:30]):
-                def script(peer, answer=answer):
-                    peer.read_head()
-                    peer.send(answer)
-                    peer.half_close()
-                    peer.read_to_close()
-
                 request, _ = self.pool()
                 body = BodyWithoutEnd(bytes(65536))
                 raised = await self.raises(error, request(
-                    b'POST', self.url(script), body=body))
+                    b'POST', self.url(scripted(HEAD, answer, HALF_CLOSE, DRAIN)), body=body))
                 self.assertEqual((raised.reused, raised.answered, body.closed), (False, True, 1))
 
     async def test_no_answer_at_all_in_the_middle_of_an_upload_is_an_error(self):
-        def close(peer):
-            peer.read_head()
-
-        def reset(peer):
-            peer.read_head()
-            peer.reset()
-
-        def half_close(peer):
-            peer.read_head()
-            peer.half_close()
-            peer.read_to_close()
-
-        for script in (close, reset, half_close):
+        for ending in ((CLOSE,), (RESET,), (HALF_CLOSE, DRAIN)):
             for what, headers, body in self.uploads():
-                with self.subTest((script.__name__, what)):
+                with self.subTest((ending, what)):
                     request, _ = self.pool()
                     error = await self.raises(HttpConnectionClosedError, request(
-                        b'POST', self.url(script), headers=headers, body=body))
+                        b'POST', self.url(scripted(HEAD, *ending)), headers=headers, body=body))
                     self.assertEqual((error.reused, error.answered, body.closed), (False, False, 1))

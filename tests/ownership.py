@@ -30,59 +30,9 @@ from tests.peers import MUCH, ExchangeTestCase, answering, halting, reply_after_
 
 
 class OwnershipTests(ExchangeTestCase):
+    """How else a body may be given up, and at which of its bytes, is in reliability/exhaustion.py"""
 
     PARTIAL = b'HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n'
-
-    async def test_a_body_that_is_let_go_of_closes_its_connection(self):
-        async def never_iterated(body):
-            pass
-
-        async def begun(body):
-            self.assertEqual(await body.__anext__(), b'part')
-
-        async def begun_by_a_loop(body):
-            async for _ in body:
-                break
-
-        async def cancelled(body):
-            await body.__anext__()
-            task = self.loop.create_task(outcome(body.__anext__()))
-            await turns()
-            task.cancel()
-            await task
-
-        async def closed(body):
-            await body.aclose()
-
-        async def closed_twice(body):
-            await body.__anext__()
-            await body.aclose()
-            await body.aclose()
-            with self.assertRaises(StopAsyncIteration):
-                await body.__anext__()
-
-        async def dropped_in_another_thread(body):
-            bodies.append(body)
-        for tls in (None, server_context()):
-            for use in (never_iterated, begun, begun_by_a_loop, cancelled, closed, closed_twice,
-                        dropped_in_another_thread):
-                with self.subTest(use.__name__, tls=tls is not None):
-                    gone, bodies = threading.Event(), []
-                    port = self.serve(
-                        until_closed(gone, self.PARTIAL + b'part'), answering(reply_of(b'sound')), tls=tls)
-                    sockets = ClientSockets()
-                    request, _ = self.pool(set_sock_options=sockets)
-                    url = '{}://127.0.0.1:{}/'.format('https' if tls else 'http', port)
-                    _, _, body = await request(b'GET', url)
-                    self.assertEqual(sockets.count_open(), 1)
-                    await use(body)
-                    del body
-                    await in_thread(bodies.clear)
-                    await self.happens(gone)
-                    self.assertEqual(sockets.count_open(), 0)
-                    # The next one has the same descriptor, as likely as not.
-                    _, _, body = await request(b'GET', url)
-                    self.assertEqual(await buffered(body), b'sound')
 
     async def test_a_body_dropped_in_a_thread_while_the_loop_is_blocked_is_closed_when_it_turns(self):
         gone = threading.Event()
