@@ -133,7 +133,7 @@ class LongTransferTests(TransferTestCase):
     def test_1_gib_either_way_takes_no_more_memory_than_1_kib(self):
         self.check_transfers(GIB)
 
-    @unittest.skipUnless(NGINX, 'there is no nginx here (apt-get install nginx): the tests against it are skipped')
+    @unittest.skipUnless(NGINX, 'there is no nginx here (apt-get install nginx)')
     def test_1_gib_either_way_with_nginx_takes_no_more_memory_than_1_kib(self):
         server = Nginx()
         self.addCleanup(server.stop)

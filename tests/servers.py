@@ -202,7 +202,7 @@ class ServerTestCase(AsyncTestCase):
         self.assertEqual(set(second), {(name, 2) for name, _ in first})
 
 
-@unittest.skipUnless(NGINX, 'there is no nginx here (apt-get install nginx): the tests against it are skipped')
+@unittest.skipUnless(NGINX, 'there is no nginx here (apt-get install nginx)')
 class NginxTests(ServerTestCase):
     Server = Nginx
 
@@ -414,7 +414,7 @@ class AiohttpServer:
 
 
 @unittest.skipUnless(importlib.util.find_spec('aiohttp'),
-                     'there is no aiohttp here (pip install aiohttp): the tests against its server are skipped')
+                     'there is no aiohttp here (pip install aiohttp)')
 class AiohttpServerTests(ServerTestCase):
     Server = AiohttpServer
 
