@@ -79,30 +79,6 @@ class ErrorTests(ExchangeTestCase):
                             for number in numbers.split():
                                 self.assertIn(number, str(raised))
 
-    async def test_timeouts_say_it_too(self):
-        cases = [(is_reused, sent, answered) for is_reused in (False, True) for sent, answered in (
-            (b'', False), (b'HTTP', True), (CONTINUE, True), (with_length(b'6'), True),
-        )]
-
-        def server(sent):
-            def script(peer):
-                peer.read_head()
-                peer.send(sent)
-                peer.read_to_close()
-            return script
-
-        # All at once, since each takes the time that it is about.
-        results = await asyncio.gather(*(
-            self.exchange(server(sent), is_reused, socket_timeout=0.5) for is_reused, sent, _ in cases
-        ), return_exceptions=True)
-        for (is_reused, sent, answered), error in zip(cases, results):
-            with self.subTest((is_reused, sent)):
-                self.assertIs(type(error), HttpDataTimeout)
-                self.assertIsInstance(error, asyncio.TimeoutError)
-                self.assertEqual((error.reused, error.answered), (is_reused, answered))
-                self.assertIn('0.5', str(error))
-                self.assertIsInstance(error.__cause__, OSError)
-
     async def test_an_error_of_the_body_says_it_too(self):
         for is_reused in (False, True):
             with self.subTest(is_reused):

@@ -13,9 +13,10 @@ from unittest import mock
 import lowhaio
 from lowhaio import HttpConnectionClosedError, HttpConnectionError, buffered, streamed
 from reliability.harness import (
-    CONTINUE, OK, OK_EMPTY, PATIENCE, TEST_SECONDS, USE_UVLOOP, ClientSockets, Peer, client_context, in_thread,
-    server_context, tls_versions,
+    CONTINUE, OK, OK_EMPTY, PATIENCE, TEST_SECONDS, USE_UVLOOP, ClientSockets, client_context, in_thread,
+    server_context, tls_server, tls_versions,
 )
+from reliability.scripted import DRAIN, HALF_CLOSE, HEAD, RESET, Read, Record, scripted
 from tests.bodies import CountedBody
 from tests.name_servers import FakeNames
 from tests.peers import (
@@ -256,37 +257,6 @@ class ReuseTests(ExchangeTestCase):
         time.sleep(0.15)  # blocks the loop, as an application may: that is the point
         self.assertEqual(await self.text(request, port), b'1')
 
-    async def test_a_server_that_closes_an_idle_connection_is_noticed_at_once(self):
-        def close_notify(peer):
-            # Raises or not, as the client's own close_notify comes: the event says what is asked.
-            with contextlib.suppress(OSError):
-                peer.sock.unwrap()
-
-        for name, leave, tls in (
-                ('plain', Peer.half_close, None),
-                ('TLS, close_notify alone', close_notify, server_context()),
-                ('TLS, without close_notify', Peer.half_close, server_context()),
-        ):
-            with self.subTest(name):
-                ask, gone = threading.Event(), threading.Event()
-
-                def script(peer, ask=ask, gone=gone, leave=leave):
-                    peer.read_head()
-                    peer.send(reply_of(b'x'))
-                    ask.wait(TEST_SECONDS)
-                    leave(peer)
-                    peer.read_to_close()
-                    gone.set()
-                port = self.serve(script, tls=tls)
-                sockets = ClientSockets()
-                request, _ = self.pool(
-                    set_sock_options=sockets, keep_alive_timeout=1000)
-                await self.text(request, port, scheme='https' if tls else 'http')
-                self.assertEqual(sockets.count_open(), 1)
-                ask.set()
-                await self.happens(gone)
-                self.assertEqual(sockets.count_open(), 0)
-
     async def test_a_connection_has_one_timer_for_its_waits_and_its_idleness_and_none_when_it_is_closed(self):
         if USE_UVLOOP:
             self.skipTest('uvloop keeps its timers to itself')
@@ -324,89 +294,52 @@ class ReuseTests(ExchangeTestCase):
                         await self.text(request, port)
                 self.assertEqual([args for _, args, _ in call_at.mock_calls if args[0] > self.loop.time() + 500], [])
 
-    async def test_bytes_that_nobody_asked_for_end_an_idle_connection(self):
-        for tls in (None, server_context()):
-            with self.subTest(tls=tls is not None):
-                ask, gone = threading.Event(), threading.Event()
+    async def test_what_ends_an_idle_connection_has_it_replaced_before_anything_is_sent(self):
+        def close_notify(peer):
+            peer.sock.settimeout(0)
+            with contextlib.suppress(OSError):  # the client's own is not waited for
+                peer.sock.unwrap()
+            peer.sock.settimeout(PATIENCE)
 
-                def script(peer, ask=ask, gone=gone):
-                    peer.read_head()
-                    peer.send(reply_of(b'0'))
-                    ask.wait(TEST_SECONDS)
-                    peer.send(reply_of(b'unasked'))
-                    peer.read_to_close()
-                    gone.set()
-                port = self.serve(script, answering(reply_of(b'1')), tls=tls)
-                request, _ = self.pool()
-                text = functools.partial(self.text, request, port, scheme='https' if tls else 'http')
-                self.assertEqual(await text(), b'0')
-                ask.set()
-                await self.happens(gone)
-                self.assertEqual(await text(), b'1')
+        async def happen(is_blocking):
+            ask.set()
+            if is_blocking:  # so that only a look at the socket itself can tell
+                self.assertTrue(left.wait(PATIENCE))
+            else:
+                await self.happens(left if in_body or leave is RESET else gone)
 
-    async def test_unasked_bytes_and_closes_that_the_loop_has_not_seen_yet_are_noticed_before_sending(self):
-        # The loop is blocked until they are there, so that only a look at the socket itself can tell.
-        for name, leave in (('bytes', lambda peer: peer.send(reply_of(b'unasked'))), ('close', Peer.half_close),
-                            ('reset', Peer.reset)):
-            for tls in (None, server_context()):
-                if tls and name == 'reset':
-                    continue
-                with self.subTest(name, tls=tls is not None):
-                    ask, done = threading.Event(), threading.Event()
+        async def body():
+            if in_body:
+                await happen(is_blocking)
+            yield b'01234'
+            yield b'56789'
 
-                    def script(peer, ask=ask, done=done, leave=leave):
-                        peer.read_head()
-                        peer.send(reply_of(b'0'))
-                        ask.wait(TEST_SECONDS)
-                        leave(peer)
-                        done.set()
-                        if leave is not Peer.reset:
-                            self.assertNotIn(b'POST', peer.read_to_close())
-                    port = self.serve(script, answering(reply_of(b'1')), tls=tls)
-                    request, _ = self.pool()
-                    text = functools.partial(self.text, request, port, scheme='https' if tls else 'http')
-                    self.assertEqual(await text(), b'0')
-                    ask.set()
-                    self.assertTrue(done.wait(TEST_SECONDS))
-                    # A POST is never sent twice, so that this answer says where it went first.
-                    self.assertEqual(await text(method=b'POST'), b'1')
-
-    async def test_a_connection_found_dead_with_the_first_piece_in_hand_is_replaced(self):
-        # Nothing was sent yet: even a POST from a generator goes over another connection.
-        for tls in (None, server_context()):
-            for blocking in (True, False):
-                with self.subTest(tls=tls is not None, blocking=blocking):
-                    ask, gone = threading.Event(), threading.Event()
-
-                    def script(peer, ask=ask, gone=gone):
-                        peer.read_head()
-                        peer.send(reply_of(b'0'))
-                        ask.wait(TEST_SECONDS)
-                        peer.half_close()
-                        gone.set()
-                        self.assertNotIn(b'POST', peer.read_to_close())
-                    seen = []
-
-                    def other(peer, seen=seen):
-                        peer.read_head()
-                        seen.append(peer.read(10))
-                        peer.send(reply_of(b'1'))
-
-                    async def body(ask=ask, gone=gone, blocking=blocking):
-                        ask.set()
-                        if blocking:  # the loop has no turn in which to notice it
-                            self.assertTrue(gone.wait(TEST_SECONDS))
-                        else:
-                            await self.happens(gone)
-                        yield b'01234'
-                        yield b'56789'
-                    port = self.serve(script, other, tls=tls)
-                    request, _ = self.pool()
-                    text = functools.partial(self.text, request, port, scheme='https' if tls else 'http')
-                    self.assertEqual(await text(), b'0')
-                    headers = ((b'content-length', b'10'),)
-                    self.assertEqual(await text(method=b'POST', headers=headers, body=body()), b'1')
-                    self.assertEqual(seen, [b'0123456789'])
+        # A POST from a generator is sent once only, so that its answer says over which connection it went.
+        for tls, leave, in_body, is_blocking in itertools.product(
+                (None, tls_server()), (reply_of(b'unasked'), HALF_CLOSE, RESET, close_notify),
+                (False, True), (False, True)):
+            if leave is (RESET if tls else close_notify):
+                continue
+            with self.subTest((tls is not None, leave, in_body, is_blocking)):
+                ask, left, gone, record = self.hold(), threading.Event(), threading.Event(), Record()
+                after = () if leave is RESET else (DRAIN, lambda peer, gone=gone: gone.set())
+                url = self.url(
+                    scripted(HEAD, reply_of(b'0'), ask, leave, lambda peer, left=left: left.set(), *after,
+                             record=record),
+                    scripted(HEAD, Read(10), reply_of(b'1'), record=record), tls=tls)
+                sockets = ClientSockets()
+                request, _ = self.pool(set_sock_options=sockets, keep_alive_timeout=1000)
+                _, _, response = await request(b'GET', url)
+                self.assertEqual((await buffered(response), sockets.count_open()), (b'0', 1))
+                if not in_body:
+                    await happen(is_blocking)
+                    if not is_blocking and leave is not RESET:
+                        self.assertEqual(sockets.count_open(), 0, 'it is noticed at once')
+                _, _, response = await request(b'POST', url, headers=((b'content-length', b'10'),), body=body())
+                self.assertEqual(await buffered(response), b'1')
+                first, second = map(bytes, record.connections)
+                self.assertNotIn(b'POST', first)
+                self.assertTrue(second.endswith(b'\r\n\r\n0123456789'))
 
     async def test_all_dead_connections_are_passed_over_until_a_living_one(self):
         ask = threading.Event()
