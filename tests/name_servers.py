@@ -2,7 +2,6 @@
 import asyncio
 import contextlib
 import functools
-import ipaddress
 import logging
 import socket
 import threading
@@ -17,23 +16,6 @@ from reliability.harness import TEST_SECONDS, current_task
 
 # Its warning of each name server that fails goes to stderr otherwise.
 logging.getLogger('aiodnsresolver').addHandler(logging.NullHandler())
-
-
-def fake_resolver(records, asked):
-    """For Pool's `get_dns_resolver`: answers from {name: IPv4 address}, and notes what it was asked"""
-    def get_dns_resolver():
-        async def resolve(fqdn, qtype):
-            asked.append(fqdn)
-            if qtype != TYPES.A or fqdn not in records:
-                raise DnsRecordDoesNotExist()
-            return (ipaddress.IPv4Address(records[fqdn]),)
-
-        async def clear_cache():
-            pass
-
-        return resolve, clear_cache
-
-    return get_dns_resolver
 
 
 class FakeNames:

@@ -3,16 +3,14 @@ import asyncio
 import socket
 from unittest import mock
 
-from aiodnsresolver import (
-    TYPES, DnsError, DnsNoMatchingAnswers, DnsRecordDoesNotExist, DnsResponseCode, DnsTimeout, IPv4AddressExpiresAt,
-)
+from aiodnsresolver import TYPES, DnsNoMatchingAnswers, DnsRecordDoesNotExist, DnsResponseCode, DnsTimeout
 
 import lowhaio
 from lowhaio import HttpConnectionError, HttpConnectionTimeout, HttpDnsError, HttpRequestError
 from reliability.harness import TEST_SECONDS, ClientSockets, current_task, new_event_loop, outcome, refusing_port, turns
 from tests.bodies import CountedBody
 from tests.name_servers import FakeNames, name_server, real_resolver
-from tests.peers import ExchangeTestCase, answering, empty_answers, never, reply_of
+from tests.peers import ExchangeTestCase, answering, never, reply_of
 
 
 class Clock:
@@ -129,28 +127,20 @@ class NamesTests(ExchangeTestCase):
                     await self.raises(HttpDnsError, self.text(request, port, 'one.test', headers=headers))
                     self.assertEqual(self.accepted - before, 1)
 
-    async def test_a_host_without_a_records_is_reached_by_its_aaaa(self):
-        if not socket.has_ipv6:
-            self.skipTest('no IPv6 here')
+    async def test_a_host_without_a_records_or_that_refuses_at_them_is_reached_by_its_aaaa(self):
         try:
             port = self.serve(answering(reply_of(b'IPv6')), host='::1')
         except OSError:
             self.skipTest('no IPv6 here')
-        names = FakeNames({('six.test', 'AAAA'): ['::1']})
-        request, _ = self.pool(get_dns_resolver=names)
-        self.assertEqual(await self.text(request, port, 'six.test'), b'IPv6')
-        self.assertEqual(await self.text(request, port, 'six.test'), b'IPv6')
-        self.assertEqual(self.accepted, 1)
-        self.assertEqual(names.asked, [('six.test', 'A'), ('six.test', 'AAAA')])
+        for name, records in (('six.test', {('six.test', 'AAAA'): ['::1']}),
+                              ('both.test', {'both.test': ['127.0.0.1', '::1']})):
+            names = FakeNames(records)
+            request, _ = self.pool(get_dns_resolver=names)
+            accepted = self.accepted
+            self.assertEqual([await self.text(request, port, name) for _ in range(2)], [b'IPv6'] * 2)
+            self.assertEqual(self.accepted, accepted + 1)
+            self.assertEqual(names.asked, [(name, 'A'), (name, 'AAAA')])
         self.assertEqual(await self.text(request, port, '[::1]'), b'IPv6')
-
-    async def test_a_host_that_refuses_at_its_a_records_is_reached_by_its_aaaa(self):
-        try:
-            port = self.serve(answering(reply_of(b'IPv6')), host='::1')
-        except OSError:
-            self.skipTest('no IPv6 here')
-        request, _ = self.pool(get_dns_resolver=FakeNames({'both.test': ['127.0.0.1', '::1']}))
-        self.assertEqual(await self.text(request, port, 'both.test'), b'IPv6')
 
     async def test_where_one_address_refuses_the_next_is_tried(self):
         port = self.serve(answering(reply_of(b'here')), host='127.0.0.3')
@@ -336,55 +326,37 @@ class NamesTests(ExchangeTestCase):
             self.assertEqual(current_task().cancelling(), 0)
             await close()
 
-    def resolver(self, answers):
-        """A resolver of (name, type): addresses, or an exception; it waits for `self.go_on` where that is set"""
-        self.go_on = None
-        self.asked = []
-
-        async def resolve(host, record_type):
-            self.asked.append((host, record_type))
-            if self.go_on is not None:
-                await self.go_on.wait()
-            answer = answers[host, record_type]
-            if isinstance(answer, Exception):
-                raise answer
-            return answer
-
-        async def clear_cache():
-            pass
-        return lambda: (resolve, clear_cache)
-
     async def test_a_failed_look_up_of_ipv6_does_not_hide_why_ipv4_failed(self):
-        with socket.socket() as unused:
-            unused.bind(('127.0.0.1', 0))
-            port = unused.getsockname()[1]
-            request, _ = self.pool(get_dns_resolver=self.resolver({
-                ('h', TYPES.A): (IPv4AddressExpiresAt('127.0.0.1', 0),), ('h', TYPES.AAAA): DnsError()}))
-            error = await self.raises(HttpConnectionError, request(b'GET', 'http://h:%d/' % port))
-            self.assertIn('127.0.0.1: ', str(error))
+        names = FakeNames({('one.test', 'A'): ['127.0.0.1'], ('one.test', 'AAAA'): DnsTimeout})
+        request, _ = self.pool(get_dns_resolver=names)
+        error = await self.raises(HttpConnectionError, self.text(request, refusing_port(), 'one.test'))
+        self.assertIn('127.0.0.1: ', str(error))
 
     async def test_a_connection_taken_during_the_look_up_is_left_to_who_took_it(self):
-        port = self.serve(empty_answers)
-        request, _ = self.pool(get_dns_resolver=self.resolver({
-            (host, TYPES.A): (IPv4AddressExpiresAt('127.0.0.1', 0),) for host in 'ab'}))
+        async def waits():
+            await go_on.wait()
+            return ['127.0.0.1']
+        port = self.where_it_came()
+        names = FakeNames({'one.test': ['127.0.0.1']}, ttl=0)
+        request, _ = self.pool(get_dns_resolver=names)
         with mock.patch('lowhaio.MIN_TTL', -1):  # nothing stands
-            await request(b'GET', 'http://a:%d/' % port)
-            self.go_on = asyncio.Event()
-            both = [self.loop.create_task(request(b'GET', 'http://a:%d/' % port)) for _ in range(2)]
-            while len(self.asked) < 3:
+            await self.text(request, port, 'one.test')
+            go_on, names.records['one.test'] = asyncio.Event(), waits
+            both = [self.loop.create_task(self.text(request, port, 'one.test')) for _ in range(2)]
+            while names.count() < 3:
                 await asyncio.sleep(0)
-            self.go_on.set()
+            go_on.set()
             await asyncio.gather(*both)
         self.assertEqual(self.accepted, 2)
 
     async def test_the_oldest_names_are_forgotten(self):
-        port = self.serve(empty_answers)
-        request, _ = self.pool(get_dns_resolver=self.resolver({
-            (host, TYPES.A): (IPv4AddressExpiresAt('127.0.0.1', 0),) for host in 'ab'}))
+        port = self.where_it_came()
+        names = FakeNames({host: ['127.0.0.1'] for host in 'ab'})
+        request, _ = self.pool(get_dns_resolver=names)
         with mock.patch('lowhaio.MAX_REMEMBERED', 1):
             for host in 'aabba':
-                await request(b'GET', 'http://%s:%d/' % (host, port))
-        self.assertEqual([host for host, _ in self.asked], ['a', 'b', 'a'])
+                await self.text(request, port, host)
+        self.assertEqual([host for host, _ in names.asked], ['a', 'b', 'a'])
 
     async def test_of_all_addresses_that_fail_the_last_is_the_cause(self):
         errors = {'127.0.0.1': ConnectionRefusedError('refused'), '127.0.0.2': socket.timeout('slow')}

@@ -9,8 +9,8 @@ import time
 import lowhaio
 from lowhaio import HttpDataTimeout, HttpError, HttpRequestError, Pool, buffered
 from reliability.harness import (
-    OK, OK_LAST, PATIENCE, TEST_SECONDS, AsyncTestCase, ScriptedConnection, client_context, in_thread, new_event_loop,
-    outcome,
+    OK, OK_EMPTY, OK_LAST, PATIENCE, TEST_SECONDS, AsyncTestCase, ScriptedConnection, client_context, in_thread,
+    new_event_loop, outcome,
 )
 
 # Bodies that no socket buffer swallows whole, so that sending them blocks while the peer does not read.
@@ -166,6 +166,12 @@ class ExchangeTestCase(AsyncTestCase):
 
         request, _ = self.pool(connect=connect, **kwargs)
         return request, made
+
+    async def sent(self, method, url, **kwargs):
+        """What a request writes, all in one, to a connection that answers 200"""
+        request, made = self.scripted(OK_EMPTY)
+        await request(method, url, **kwargs)
+        return b''.join(made[0].writes())
 
     async def outcome(self, method, pieces, **kwargs):
         """(code, headers, body, whether the connection was kept) of a response that comes in these pieces"""

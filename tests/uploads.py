@@ -14,7 +14,7 @@ from lowhaio import (
     HttpError, HttpRequestError, buffered, streamed,
 )
 from reliability.harness import (
-    CONTINUE, OK, OK_EMPTY, OK_LAST, PATIENCE, TOO_LARGE, Peer, in_thread, outcome, pieces_of, tls_server,
+    CONTINUE, OK, OK_EMPTY, PATIENCE, TOO_LARGE, Peer, in_thread, outcome, pieces_of, tls_server,
 )
 from reliability.scripted import SILENT
 from tests.bodies import (
@@ -232,29 +232,6 @@ class RequestFramingTests(ExchangeTestCase):
                     self.assertLessEqual(len(writes), size // 65536 + 4)
                     _, _, body = b''.join(writes).partition(b'\r\n\r\n')
                     self.assertEqual(body, before + piece + after)
-
-    async def test_a_large_upload_arrives_whole(self):
-        size = 3000001
-        piece = (bytes(range(251)) * (size // 251 + 1))[:size]
-        for tls in (None, tls_server()):
-            for what, headers, body, before, after in (
-                    ('a length', ((b'content-length', b'%d' % size),), streamed(piece), b'', b''),
-                    ('chunked', (), pieces_of(piece), b'%x\r\n' % size, b'\r\n0\r\n\r\n'),
-            ):
-                with self.subTest((what, tls is not None)):
-                    got = queue.Queue()
-
-                    def script(peer, got=got, length=len(before) + size + len(after)):
-                        peer.read_head()
-                        got.put(peer.read(length))
-                        peer.send(OK_LAST)
-
-                    port = self.serve(script, tls=tls)
-                    request, _ = self.pool()
-                    url = '{}://127.0.0.1:{}/'.format('https' if tls else 'http', port)
-                    code, _, _ = await request(b'POST', url, headers=headers, body=body)
-                    self.assertEqual(code, b'200')
-                    self.assertTrue(got.get() == before + piece + after)
 
 
 class RequestBodyTests(ExchangeTestCase):

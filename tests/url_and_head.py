@@ -1,10 +1,11 @@
 """A request's url and head, as they are sent, or why they are refused"""
-import queue
+import itertools
 import tracemalloc
 
 from lowhaio import HttpRequestError
-from reliability.harness import OK_EMPTY, OK_LAST, ScriptedConnection, client_context, server_context
-from tests.name_servers import fake_resolver
+from reliability.harness import OK_EMPTY, OK_LAST, server_context
+from reliability.scripted import HEAD, Record, scripted
+from tests.name_servers import FakeNames
 from tests.peers import ExchangeTestCase
 
 LONGEST_NAME = '.'.join(['a' * 63] * 3 + ['a' * 61])  # 253 characters
@@ -59,6 +60,10 @@ class UrlTests(ExchangeTestCase):
         ('/\xe9?\u20ac=\U0001f600', b'/%C3%A9?%E2%82%AC=%F0%9F%98%80'),
         ('/"<>\\^`{|}?"<>\\^`{|}', b'/%22%3C%3E%5C%5E%60%7B%7C%7D?%22%3C%3E%5C%5E%60%7B%7C%7D'),
         ('/\x80\x9f', b'/%C2%80%C2%9F'),
+        # A percent sign that begins no escape is one itself.
+        ('/100%', b'/100%25'), ('/%zz', b'/%25zz'), ('/%e', b'/%25e'), ('/%%', b'/%25%25'),
+        ('/%%20', b'/%25%20'), ('/%20%2', b'/%20%252'), ('/%2g?%g2&%', b'/%252g?%25g2&%25'),
+        ('/%\uff12\uff10', b'/%25%EF%BC%92%EF%BC%90'), ('/%aF%Fa%09', b'/%aF%Fa%09'),
     )
 
     # params, and what they add to /p and to /p?x=%2F+y
@@ -89,46 +94,24 @@ class UrlTests(ExchangeTestCase):
                 self.assertEqual(connection.endpoint, endpoint)
                 self.assertEqual(connection.writes(), [b'GET %b HTTP/1.1\r\nhost: %b\r\n\r\n' % (target, host)])
 
-    async def test_only_what_may_not_stand_in_a_target_is_encoded(self):
-        for given, sent in self.TARGETS:
-            with self.subTest(given):
-                request, made = self.scripted(OK_EMPTY)
-                await request(b'GET', 'http://h' + given)
-                self.assertEqual(made[0].writes(), [b'GET %b HTTP/1.1\r\nhost: h\r\n\r\n' % sent])
-
-    async def test_nothing_is_encoded_twice(self):
-        for _, sent in self.TARGETS:
-            with self.subTest(sent):
-                request, made = self.scripted(OK_EMPTY)
-                await request(b'GET', 'http://h' + sent.decode('ascii'))
-                self.assertEqual(made[0].writes(), [b'GET %b HTTP/1.1\r\nhost: h\r\n\r\n' % sent])
-
-    async def test_a_percent_sign_that_begins_no_escape_is_one_itself(self):
-        for given, sent in (
-                ('/100%', b'/100%25'), ('/%zz', b'/%25zz'), ('/%e', b'/%25e'), ('/%%', b'/%25%25'),
-                ('/%%20', b'/%25%20'), ('/%20%2', b'/%20%252'), ('/%2g?%g2&%', b'/%252g?%25g2&%25'),
-                ('/%\uff12\uff10', b'/%25%EF%BC%92%EF%BC%90'), ('/%aF%Fa%09', b'/%aF%Fa%09')):
-            with self.subTest(given):
-                for path in (given, sent.decode('ascii')):
-                    request, made = self.scripted(OK_EMPTY)
-                    await request(b'GET', 'http://h' + path)
-                    self.assertEqual(made[0].writes(), [b'GET %b HTTP/1.1\r\nhost: h\r\n\r\n' % sent])
+    async def test_only_what_may_not_stand_in_a_target_is_encoded_and_nothing_twice(self):
+        for given, target in self.TARGETS:
+            for path in (given, target.decode('ascii')):
+                with self.subTest(path):
+                    self.assertEqual(await self.sent(b'GET', 'http://h' + path),
+                                     b'GET %b HTTP/1.1\r\nhost: h\r\n\r\n' % target)
 
     async def test_params_are_appended_to_the_query_of_the_url(self):
         for params, added in self.PARAMS:
             for path, separator in (
-                    (b'/p', b'?'), (b'/p?x=%2F+y', b'&'), (b'/p?', b''), (b'/p?x&', b''), (b'/', b'?'),
+                    (b'/p', b'?'), (b'/p?x=%2F+y', b'&'), (b'/p?', b''), (b'/p?x&', b''), (b'/', b'?'), (b'', b'/?'),
                     # Data, and not the beginning of the query
                     (b'/p?x=?', b'&'), (b'/p??', b'&'),
             ):
                 with self.subTest((params, path)):
-                    request, made = self.scripted(OK_EMPTY)
-                    await request(b'GET', 'http://h{}#f'.format(path.decode('ascii')), params=params)
-                    target = path + separator + added if added else path
-                    self.assertEqual(made[0].writes(), [b'GET %b HTTP/1.1\r\nhost: h\r\n\r\n' % target])
-        request, made = self.scripted(OK_EMPTY)
-        await request(b'GET', 'http://h', params={'a': '1'})
-        self.assertTrue(made[0].writes()[0].startswith(b'GET /?a=1 '))
+                    target = path + separator + added if added else path or b'/'
+                    self.assertEqual(await self.sent(b'GET', f'http://h{path.decode("ascii")}#f', params=params),
+                                     b'GET %b HTTP/1.1\r\nhost: h\r\n\r\n' % target)
 
     async def test_no_request_is_sent_for_another(self):
         request, made = self.scripted(*[OK_EMPTY] * 8)
@@ -146,50 +129,27 @@ class UrlTests(ExchangeTestCase):
                                       path='/a%2Fb%20c+;?x=%2F+#f', params={'y': 'a b'})
 
     async def test_ipv6_is_connected_to(self):
-        heads = queue.Queue()
-
-        def script(peer):
-            heads.put(peer.read_head())
-            peer.send(OK_EMPTY)
-
-        port = self.serve(script, host='::1')
+        record = Record()
+        port = self.serve(scripted(HEAD, OK_EMPTY, record=record), host='::1')
         request, _ = self.pool()
         code, _, _ = await request(b'GET', 'http://[::1]:{}/'.format(port))
-        self.assertEqual(code, b'200')
-        self.assertEqual(heads.get(), b'GET / HTTP/1.1\r\nhost: [::1]:%d\r\n\r\n' % port)
+        self.assertEqual((code, record.received), (b'200', b'GET / HTTP/1.1\r\nhost: [::1]:%d\r\n\r\n' % port))
 
-    async def test_names_are_looked_up_idn_as_a_labels(self):
-        for given, name in (('some.example', 'some.example'), ('b\xfccher.example', 'xn--bcher-kva.example')):
-            with self.subTest(given):
-                heads = queue.Queue()
-
-                def script(peer, heads=heads):
-                    heads.put(peer.read_head())
-                    peer.send(OK_EMPTY)
-
-                port = self.serve(script)
-                asked = []
-                request, _ = self.pool(get_dns_resolver=fake_resolver({name: '127.0.0.1'}, asked))
-                code, _, _ = await request(b'GET', 'http://{}:{}/'.format(given, port))
-                self.assertEqual((code, asked), (b'200', [name]))
-                self.assertEqual(heads.get(), b'GET / HTTP/1.1\r\nhost: %b:%d\r\n\r\n' % (name.encode('ascii'), port))
-
-    async def test_an_idn_is_an_a_label_to_tls_too(self):
-        seen = []
-        context = server_context('xn--bcher-kva.example')
-        context.set_servername_callback(lambda sock, name, _: seen.append(name))
-
-        def script(peer):
-            peer.read_head()
-            peer.send(OK_LAST)
-
-        port = self.serve(script, tls=context)
-        request, _ = self.pool(
-            get_dns_resolver=fake_resolver({'xn--bcher-kva.example': '127.0.0.1'}, []),
-            get_ssl_context=client_context)
-        code, _, _ = await request(b'GET', 'https://b\xfccher.example:{}/'.format(port))
-        # Python 3.6 tells the server's side the U-label.
-        self.assertEqual((code, [name.encode('idna') for name in seen]), (b'200', [b'xn--bcher-kva.example']))
+    async def test_names_are_looked_up_and_told_to_tls_as_a_labels(self):
+        for tls, (given, name) in itertools.product((False, True), (
+                ('some.example', 'some.example'), ('b\xfccher.example', 'xn--bcher-kva.example'))):
+            with self.subTest((tls, given)):
+                seen, record = [], Record()
+                context = server_context(name)
+                context.set_servername_callback(lambda _, its_name, __, seen=seen: seen.append(its_name))
+                port = self.serve(scripted(HEAD, OK_LAST, record=record), tls=context if tls else None)
+                names = FakeNames({name: ['127.0.0.1']})
+                request, _ = self.pool(get_dns_resolver=names)
+                code, _, _ = await request(b'GET', 'http{}://{}:{}/'.format('s' if tls else '', given, port))
+                self.assertEqual((code, names.asked), (b'200', [(name, 'A')]))
+                self.assertEqual(record.received, b'GET / HTTP/1.1\r\nhost: %b:%d\r\n\r\n' % (name.encode(), port))
+                # Python 3.6 tells the server's side the U-label.
+                self.assertEqual([each.encode('idna') for each in seen], [name.encode()] if tls else [])
 
     async def test_what_is_no_url_of_http_is_refused(self):
         request, made = self.scripted(OK_EMPTY)
@@ -278,37 +238,40 @@ class UrlTests(ExchangeTestCase):
 
 class RequestHeadTests(ExchangeTestCase):
 
+    # The headers given, and what is sent of them
+    HEADERS = (
+        ((), b'host: h\r\n'), (None, b'host: h\r\n'), ({}, b'host: h\r\n'),
+        # Order, case and number
+        (((b'X-B', b'2'), (b'x-a', b'1'), (b'X-b', b'3'), (b'X-B', b'2')),
+         b'host: h\r\nX-B: 2\r\nx-a: 1\r\nX-b: 3\r\nX-B: 2\r\n'),
+        # The host stays where the caller put it.
+        (((b'a', b'1'), (b'HOST', b'other'), (b'b', b'2')), b'a: 1\r\nHOST: other\r\nb: 2\r\n'),
+        # What others add or remove
+        (((b'User-Agent', b'u'), (b'Accept-Encoding', b'gzip'), (b'Cookie', b'c'), (b'authorization', b'a'),
+          (b'Connection', b'close')),
+         b'host: h\r\nUser-Agent: u\r\nAccept-Encoding: gzip\r\nCookie: c\r\nauthorization: a\r\n'
+         b'Connection: close\r\n'),
+        # Any byte but controls
+        (((b"!#$%&'*+-.^_`|~09azAZ", b' !"\x80\xe9\xff\tx'),),
+         b"host: h\r\n!#$%&'*+-.^_`|~09azAZ:  !\"\x80\xe9\xff\tx\r\n"),
+        (((b'a', b''),), b'host: h\r\na: \r\n'),
+        # Lists, an iterator and a mapping
+        ([[b'a', b'1']], b'host: h\r\na: 1\r\n'),
+        (iter(((b'a', b'1'),)), b'host: h\r\na: 1\r\n'),
+        ({b'A': b'1', b'b': b'2'}, b'host: h\r\nA: 1\r\nb: 2\r\n'),
+    )
+
     async def test_headers_are_sent_in_the_order_case_and_number_given(self):
-        for what, headers, sent in (
-                ('none', (), b'host: HOST:PORT\r\n'),
-                ('order, case, number', ((b'X-B', b'2'), (b'x-a', b'1'), (b'X-b', b'3'), (b'X-B', b'2')),
-                 b'host: HOST:PORT\r\nX-B: 2\r\nx-a: 1\r\nX-b: 3\r\nX-B: 2\r\n'),
-                ('host stays where the caller put it', ((b'a', b'1'), (b'HOST', b'other'), (b'b', b'2')),
-                 b'a: 1\r\nHOST: other\r\nb: 2\r\n'),
-                ('what others add or remove', ((b'User-Agent', b'u'), (b'Accept-Encoding', b'gzip'), (b'Cookie', b'c'),
-                                               (b'authorization', b'a'), (b'Connection', b'close')),
-                 b'host: HOST:PORT\r\nUser-Agent: u\r\nAccept-Encoding: gzip\r\nCookie: c\r\nauthorization: a\r\n'
-                 b'Connection: close\r\n'),
-                ('any byte but controls', ((b"!#$%&'*+-.^_`|~09azAZ", b' !"\x80\xe9\xff\tx'),),
-                 b"host: HOST:PORT\r\n!#$%&'*+-.^_`|~09azAZ:  !\"\x80\xe9\xff\tx\r\n"),
-                ('an empty value', ((b'a', b''),), b'host: HOST:PORT\r\na: \r\n'),
-                ('a list', [[b'a', b'1']], b'host: HOST:PORT\r\na: 1\r\n'),
-        ):
-            with self.subTest(what):
-                await self.assert_on_the_wire(b'GET / HTTP/1.1\r\n' + sent + b'\r\n', headers=headers)
-        with self.subTest('an iterator'):
-            await self.assert_on_the_wire(b'GET / HTTP/1.1\r\nhost: HOST:PORT\r\na: 1\r\n\r\n',
-                                          headers=iter(((b'a', b'1'),)))
+        for headers, fields in self.HEADERS:
+            with self.subTest(fields):
+                self.assertEqual(await self.sent(b'GET', 'http://h/', headers=headers),
+                                 b'GET / HTTP/1.1\r\n' + fields + b'\r\n')
 
     async def test_the_method_is_sent_as_given(self):
         for method in (b'GET', b'HEAD', b'DELETE', b'OPTIONS', b'TRACE', b'PROPFIND', b'M-SEARCH', b'get', b'Connect',
                        b"!#$%&'*+-.^_`|~09azAZ"):
             with self.subTest(method):
-                await self.assert_on_the_wire(method + b' / HTTP/1.1\r\nhost: HOST:PORT\r\n\r\n', method=method)
-
-    async def test_a_mapping_of_headers_and_none(self):
-        for headers, sent in (({b'A': b'1', b'b': b'2'}, b'A: 1\r\nb: 2\r\n'), (None, b''), ({}, b'')):
-            await self.assert_on_the_wire(b'GET / HTTP/1.1\r\nhost: HOST:PORT\r\n' + sent + b'\r\n', headers=headers)
+                self.assertEqual(await self.sent(method, 'http://h/'), method + b' / HTTP/1.1\r\nhost: h\r\n\r\n')
 
     async def test_what_may_not_stand_in_a_head_is_refused_before_a_connection_is_opened(self):
         controls = [bytes((i,)) for i in range(32)] + [b'\x7f']
@@ -342,16 +305,10 @@ class RequestHeadTests(ExchangeTestCase):
                 await self.raises(HttpRequestError, request(method, 'http://127.0.0.1/', headers=headers))
 
     async def test_headers_that_change_are_sent_as_they_are(self):
-        sent = []
-
-        async def connect(*_):
-            sent.append(ScriptedConnection((), [OK_LAST]))
-            return sent[-1]
-        request, _ = self.pool(connect=connect)
+        request, made = self.scripted(OK_LAST)
         pair, pairs = [b'a', b'1'], [(b'a', b'1')]
-        for headers in ((pair,), pairs, iter(pairs)):
-            await request(b'GET', 'http://127.0.0.1/', headers=headers)
-        pair[1], pairs[0] = b'2', (b'a', b'2')
-        for headers in ((pair,), pairs, iter(pairs)):
-            await request(b'GET', 'http://127.0.0.1/', headers=headers)
-        self.assertEqual([b'a: 2' in connection.writes()[0] for connection in sent], [False] * 3 + [True] * 3)
+        for _ in range(2):
+            for headers in ((pair,), pairs, iter(pairs)):
+                await request(b'GET', 'http://127.0.0.1/', headers=headers)
+            pair[1], pairs[0] = b'2', (b'a', b'2')
+        self.assertEqual([b'a: 2' in connection.writes()[0] for connection in made], [False] * 3 + [True] * 3)
