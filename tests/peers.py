@@ -1,13 +1,11 @@
 """What peers answer, the scripts by which they do, and the test cases that ask them"""
 import asyncio
-import contextlib
 import itertools
-import queue
 import threading
 import time
 
 import lowhaio
-from lowhaio import HttpDataTimeout, HttpError, HttpRequestError, Pool, buffered
+from lowhaio import HttpError, HttpRequestError, Pool, buffered
 from reliability.harness import (
     OK, OK_EMPTY, OK_LAST, PATIENCE, TEST_SECONDS, AsyncTestCase, ScriptedConnection, client_context, in_thread,
     new_event_loop, outcome,
@@ -193,24 +191,6 @@ class ExchangeTestCase(AsyncTestCase):
             raise
         finally:
             await close()
-
-    async def assert_on_the_wire(self, expected, method=b'GET', path='/', **kwargs):
-        """That all of a request's bytes are `expected`, in which HOST:PORT stands for those of the server"""
-        got = queue.Queue()
-
-        def script(peer):
-            data = peer.read(len(wanted))
-            peer.send(OK_LAST)
-            got.put(data + peer.read_to_close())
-
-        port = self.serve(script)
-        wanted = expected.replace(b'HOST:PORT', b'127.0.0.1:%d' % port)
-        request, _ = self.pool()
-        code = None
-        with contextlib.suppress(HttpDataTimeout):  # too few bytes: the comparison says which
-            code, _, _ = await request(method, 'http://127.0.0.1:{}{}'.format(port, path), **kwargs)
-        self.assertEqual(await in_thread(got.get, True, PATIENCE), wanted)
-        self.assertEqual(code, b'200')
 
     async def assert_refused(self, cases):
         """That each of (what, arguments of `request`, a part of the error's sentence) raises HttpRequestError

@@ -3,6 +3,7 @@ import array
 import asyncio
 import ctypes
 import functools
+import itertools
 import mmap
 import queue
 import socket
@@ -14,13 +15,13 @@ from lowhaio import (
     HttpError, HttpRequestError, buffered, streamed,
 )
 from reliability.harness import (
-    CONTINUE, OK, OK_EMPTY, PATIENCE, TOO_LARGE, Peer, in_thread, outcome, pieces_of, tls_server,
+    CONTINUE, OK_EMPTY, PATIENCE, TOO_LARGE, Peer, in_thread, outcome, pieces_of, refusing_port, tls_server,
 )
-from reliability.scripted import SILENT
+from reliability.scripted import DRAIN, HEAD, SILENT, Pause, Record, scripted
 from tests.bodies import (
     BodyAgain, BodyMethods, BodyOfItsOwn, BodyOnce, BodyWithoutAclose, CountedBody, ResizedBody, pieces_again,
 )
-from tests.peers import ExchangeTestCase, empty_answers, numbered, reply_after_body
+from tests.peers import LAST_CHUNK, ExchangeTestCase, chunked_response, reply_after_body
 
 
 class RequestFramingTests(ExchangeTestCase):
@@ -65,8 +66,8 @@ class RequestFramingTests(ExchangeTestCase):
         for method, headers, pieces, sent in self.FRAMINGS:
             with self.subTest((method, headers, pieces)):
                 body = None if pieces is None else pieces_of(*pieces)
-                await self.assert_on_the_wire(method + b' / HTTP/1.1\r\nhost: HOST:PORT\r\n' + sent, method=method,
-                                              headers=headers, body=body)
+                self.assertEqual(await self.sent(method, 'http://h/', headers=headers, body=body),
+                                 method + b' / HTTP/1.1\r\nhost: h\r\n' + sent)
 
     # Fields of the caller's that frame the body, or none; the body's own `content_length`; its pieces; then, with the
     # method POST and with DELETE, what follows the host; or the error
@@ -132,7 +133,6 @@ class RequestFramingTests(ExchangeTestCase):
         class Sized(BodyAgain):
             content_length = 5
 
-        request, made = self.scripted(OK_EMPTY)
         for body, framing in (
                 (Sized(b'abcde'), b'content-length: 5\r\n\r\nabcde'),
                 (lambda: Sized(b'ab'), b'transfer-encoding: chunked\r\n\r\n2\r\nab\r\n0\r\n\r\n'),
@@ -146,9 +146,8 @@ class RequestFramingTests(ExchangeTestCase):
                 (streamed(b'a'), b'content-length: 1\r\n\r\na'),
         ):
             with self.subTest(framing):
-                del made[:]
-                await request(b'POST', 'http://h/', headers=((b'connection', b'close'),), body=body)
-                self.assertEqual(b''.join(made[0].writes()).partition(b'close\r\n')[2], framing)
+                sent = await self.sent(b'POST', 'http://h/', body=body)
+                self.assertEqual(sent.partition(b'host: h\r\n')[2], framing)
 
     async def test_what_could_be_framed_in_two_ways_is_refused_before_a_connection_is_opened(self):
         length, other_length = (b'content-length', b'5'), (b'Content-Length', b'6')
@@ -261,17 +260,15 @@ class RequestBodyTests(ExchangeTestCase):
     async def test_every_kind_of_body_is_sent(self):
         for what, body in self.kinds():
             with self.subTest(what):
-                request, made = self.scripted(OK_EMPTY)
-                await request(b'POST', 'http://h/', headers=((b'content-length', b'5'),), body=body)
-                self.assertEqual(b''.join(made[0].writes()),
+                self.assertEqual(await self.sent(b'POST', 'http://h/', headers=((b'content-length', b'5'),), body=body),
                                  b'POST / HTTP/1.1\r\nhost: h\r\ncontent-length: 5\r\n\r\nabcde')
 
     async def test_a_response_body_can_be_the_body_of_a_request(self):
-        source = self.answer(OK + b'transfer-encoding: chunked\r\n\r\n2\r\nab\r\n3\r\ncde\r\n0\r\n\r\n')
         request, _ = self.pool()
-        _, _, body = await request(b'GET', 'http://127.0.0.1:{}/'.format(source))
-        await self.assert_on_the_wire(b'POST / HTTP/1.1\r\nhost: HOST:PORT\r\ncontent-length: 5\r\n\r\nabcde',
-                                      method=b'POST', headers=((b'content-length', b'5'),), body=body)
+        _, _, body = await request(b'GET', self.url(scripted(HEAD, chunked_response(b'2\r\nab\r\n'), Pause(0.01),
+                                                             b'3\r\ncde\r\n' + LAST_CHUNK)))
+        self.assertEqual(await self.sent(b'POST', 'http://h/', headers=((b'content-length', b'5'),), body=body),
+                         b'POST / HTTP/1.1\r\nhost: h\r\ncontent-length: 5\r\n\r\nabcde')
 
     async def test_a_body_may_fill_the_same_buffer_again(self):
         async def body():
@@ -281,9 +278,8 @@ class RequestBodyTests(ExchangeTestCase):
                 yield buffer
                 buffer.clear()
 
-        request, made = self.scripted(OK_EMPTY)
-        await request(b'POST', 'http://h/', headers=((b'content-length', b'6'),), body=body())
-        self.assertTrue(b''.join(made[0].writes()).endswith(b'\r\n\r\nabcdef'))
+        sent = await self.sent(b'POST', 'http://h/', headers=((b'content-length', b'6'),), body=body())
+        self.assertTrue(sent.endswith(b'\r\n\r\nabcdef'))
 
     async def test_what_is_no_body_is_refused_with_a_pointer_to_streamed(self):
         async def coroutine_function():
@@ -326,55 +322,52 @@ class RequestBodyTests(ExchangeTestCase):
                         self.assertEqual((len(made), made[0].is_closed, body.closed), (1, True, 1))
 
     async def test_a_function_that_returns_no_body_is_an_error(self):
-        for returned in (None, b'ab', [b'ab']):
-            with self.subTest(returned):
-                request, made = self.scripted(OK_EMPTY)
-                with self.assertRaises(HttpError) as caught:
-                    await request(b'PUT', 'http://h/', body=lambda returned=returned: returned)
-                self.assertIn(type(returned).__name__, str(caught.exception))
-                self.assertEqual([connection.is_closed for connection in made], [True])
-                self.assertEqual(made[0].writes(), [])
+        async def coroutine_function():
+            raise AssertionError('it is not awaited')
+
+        expect = ((b'expect', b'100-continue'),)
+        for (is_reused, headers), (body, kind) in itertools.product(((False, ()), (True, ()), (False, expect)), (
+                (lambda: None, 'NoneType'), (lambda: b'ab', 'bytes'), (lambda: [b'ab'], 'list'), (lambda: 5, 'int'),
+                (coroutine_function, 'coroutine'))):
+            with self.subTest((is_reused, headers, kind)):
+                request, made = self.scripted(OK_EMPTY if is_reused else CONTINUE)
+                if is_reused:
+                    await request(b'GET', 'http://h/')
+                error = await self.raises(HttpBodyError, request(b'PUT', 'http://h/', headers=headers, body=body))
+                self.assertIn(kind, str(error))
+                self.assertEqual((error.reused, error.answered), (is_reused, bool(headers)))
+                connection, = made
+                # Where it expects, the head alone was sent before the body is asked for.
+                self.assertEqual((connection.is_closed, len(connection.writes())), (True, is_reused + len(headers)))
 
     async def test_a_body_that_does_not_keep_to_its_length_is_an_error_and_closes_the_connection(self):
         # length, pieces, the numbers in the error's sentence, what was sent of the body at most
-        for length, pieces, numbers, at_most in (
+        for (length, pieces, numbers, at_most), kind in itertools.product((
                 (5, (), '5 0', b''), (5, (b'',), '5 0', b''), (5, (b'ab',), '5 2', b'ab'),
                 (5, (b'ab', b'cd'), '5 4', b'abcd'), (5, (b'abcdef',), '5 6', b'abcde'),
                 (5, (b'abc', b'def'), '5 6', b'abcde'), (5, (b'abcde', b'f'), '5 6', b'abcde'),
                 (0, (b'a',), '0 1', b''), (0, (b'', b'ab'), '0 2', b''),
-        ):
-            for kind in (BodyOnce, BodyAgain):
-                with self.subTest((length, pieces, kind.__name__)):
-                    got = queue.Queue()
-
-                    def first(peer):
-                        peer.read_head()
-                        peer.send(OK_EMPTY)
-
-                    def second(peer, got=got):
-                        # The first request is there so that the second is on a reused connection: even so an
-                        # idempotent request whose body is wrong is not sent again.
-                        first(peer)
-                        peer.read_head()
-                        got.put(peer.read_to_close())
-
-                    port = self.serve(second, first)
-                    url = 'http://127.0.0.1:{}/'.format(port)
-                    request, _ = self.pool()
-                    await request(b'GET', url)
-                    accepted = self.accepted
-                    body = kind(*pieces)
-                    error = await self.raises(HttpBodyError, request(
-                        b'PUT', url, headers=((b'content-length', b'%d' % length),), body=body))
-                    self.assertIsInstance(error, ValueError)
-                    self.assertEqual((error.reused, error.answered), (True, False))
-                    for number in numbers.split():
-                        self.assertIn(number, str(error))
-                    # Never more than the length, else the rest would be the beginning of another request.
-                    self.assertTrue(at_most.startswith(await in_thread(got.get, True, PATIENCE)))
-                    self.assertEqual(body.closed if kind is BodyOnce else body.count, 1)
-                    await request(b'GET', url)
-                    self.assertEqual(self.accepted, accepted + 1)
+        ), (BodyOnce, BodyAgain)):
+            with self.subTest((length, pieces, kind.__name__)):
+                # On a reused connection: even so an idempotent request whose body is wrong is not sent again.
+                record = Record()
+                url = self.url(scripted(HEAD, OK_EMPTY, HEAD, DRAIN, record=record), scripted(HEAD, OK_EMPTY))
+                request, _ = self.pool()
+                await request(b'GET', url)
+                accepted = self.accepted
+                body = kind(*pieces)
+                error = await self.raises(HttpBodyError, request(
+                    b'PUT', url, headers=((b'content-length', b'%d' % length),), body=body))
+                self.assertIsInstance(error, ValueError)
+                self.assertEqual((error.reused, error.answered), (True, False))
+                for number in numbers.split():
+                    self.assertIn(number, str(error))
+                self.assertEqual(body.closed if kind is BodyOnce else body.count, 1)
+                await request(b'GET', url)
+                self.assertEqual(self.accepted, accepted + 1)
+                # Never more than the length, else the rest would be the beginning of another request.
+                head, _, sent = bytes(record.connections[0]).partition(b'\r\ncontent-length: %d\r\n\r\n' % length)
+                self.assertTrue(at_most.startswith(sent))
 
     async def test_what_a_body_raises_passes_and_the_connection_is_closed(self):
         closed_error = HttpConnectionClosedError('of another request, whose response is this body')
@@ -461,42 +454,27 @@ class RequestBodyTests(ExchangeTestCase):
                     self.assertEqual((body.closed, made[0].is_closed), (1, True))
 
     async def test_a_body_that_raises_leaves_the_server_with_half_a_message(self):
-        got = queue.Queue()
-
-        def script(peer):
-            peer.read_head()
-            got.put(peer.read_to_close())
-
-        port = self.serve(script)
+        record, gone = Record(), threading.Event()
         request, _ = self.pool()
-        error = ValueError('of the body')
-        body = BodyOnce(b'ab', error)
-        with self.assertRaises(ValueError) as caught:
-            await request(b'POST', 'http://127.0.0.1:{}/'.format(port), body=body)
-        self.assertIs(caught.exception, error)
-        self.assertEqual(await in_thread(got.get, True, PATIENCE), b'2\r\nab\r\n')
+        body = BodyOnce(b'ab', ValueError('of the body'))
+        self.assertIs(await outcome(request(b'POST', self.url(scripted(
+            DRAIN, lambda peer: gone.set(), record=record)), body=body)), ValueError)
+        await self.happens(gone)
+        self.assertTrue(record.received.endswith(b'\r\n\r\n2\r\nab\r\n'))
         self.assertEqual(body.closed, 1)
 
     async def test_a_body_is_not_begun_before_a_connection_stands(self):
-        listener = socket.socket()
-        listener.bind(('127.0.0.1', 0))
-        port = listener.getsockname()[1]
-        listener.close()
+        url = 'http://127.0.0.1:{}/'.format(refusing_port())
         request, _ = self.pool()
-        generator = pieces_of(b'ab')
-        body = BodyOnce(b'ab')
+        generator, body = pieces_of(b'ab'), BodyOnce(b'ab')
         for each in (generator, body):
-            error = await self.raises(HttpConnectionError, request(
-                b'POST', 'http://127.0.0.1:{}/'.format(port), body=each))
+            error = await self.raises(HttpConnectionError, request(b'POST', url, body=each))
             self.assertIsInstance(error.__cause__, ConnectionRefusedError)
         self.assertEqual((body.asked, body.closed), (0, 0))
         # Even the generator can be sent to where a connection can be made.
-        await self.assert_on_the_wire(b'POST / HTTP/1.1\r\nhost: HOST:PORT\r\ntransfer-encoding: chunked\r\n\r\n'
-                                      b'2\r\nab\r\n0\r\n\r\n', method=b'POST', body=generator)
+        self.assertTrue((await self.sent(b'POST', 'http://h/', body=generator)).endswith(b'\r\n2\r\nab\r\n0\r\n\r\n'))
 
     async def test_the_finally_of_a_generator_has_run_when_request_returns(self):
-        ended = []
-
         async def body():
             try:
                 while True:
@@ -505,23 +483,10 @@ class RequestBodyTests(ExchangeTestCase):
                 await asyncio.sleep(0)
                 ended.append(True)
 
-        def script(peer):
-            peer.read_head()
-            peer.send(TOO_LARGE)
-            peer.read_to_close()
-
+        ended = []
         request, _ = self.pool()
-        code, _, response = await request(b'POST', self.url(script), body=body())
-        self.assertEqual((code, ended), (b'413', [True]))
-        self.assertEqual(await buffered(response), b'too large')
-
-    async def test_a_coroutine_function_is_no_body(self):
-        async def body():
-            raise AssertionError('it is not awaited')
-        request, _ = self.pool()
-        port = self.serve(empty_answers)
-        error = await self.raises(HttpBodyError, request(b'POST', 'http://127.0.0.1:%d/' % port, body=body))
-        self.assertIn('coroutine', str(error))
+        code, _, response = await request(b'POST', self.url(scripted(HEAD, TOO_LARGE, DRAIN)), body=body())
+        self.assertEqual((code, ended, await buffered(response)), (b'413', [True], b'too large'))
 
     async def test_a_piece_that_was_released_or_closed_is_an_error_of_the_body(self):
         released = memoryview(b'x')
@@ -542,14 +507,6 @@ class RequestBodyTests(ExchangeTestCase):
                 headers = ((b'content-length', b'%d' % len(sent)),)
                 await self.text(request, port, method=b'PUT', headers=headers, body=streamed(piece))
 
-    async def test_what_a_bodys_function_returns_is_told_of_a_reused_connection(self):
-        request, _ = self.pool()
-        url = self.url(*numbered())
-        for reused in (False, True):
-            error = await self.raises(HttpBodyError, request(b'PUT', url, body=lambda: None))
-            self.assertEqual((error.reused, error.answered), (reused, False))
-            await request(b'GET', url)
-
     async def test_the_callers_buffer_is_let_go_of_before_its_body_is_closed(self):
         for what, script, tls, fields, expected in (
                 ('a peer that reads nothing', lambda peer: peer.sock.recv(1, socket.MSG_PEEK) and time.sleep(0.5), None,
@@ -560,7 +517,7 @@ class RequestBodyTests(ExchangeTestCase):
                 ('a cancellation', SILENT, None, (), asyncio.CancelledError),
         ):
             with self.subTest(what):
-                request, _ = self.pool(socket_timeout=0.2 if expected is HttpDataTimeout else 10)
+                request, _ = self.pool(socket_timeout=0.2 if expected is HttpDataTimeout else PATIENCE)
                 body = ResizedBody()
                 task = self.loop.create_task(request(b'PUT', self.url(script, tls=tls), headers=fields, body=body))
                 if expected is asyncio.CancelledError:
@@ -573,15 +530,8 @@ class RequestBodyTests(ExchangeTestCase):
         for pieces in ((), (b'x',)):
             with self.subTest(pieces):
                 body = BodyOnce(*pieces)
-                request, _ = self.scripted(OK_EMPTY)
-                await request(b'PUT', 'http://127.0.0.1/', body=body)
+                await self.sent(b'PUT', 'http://h/', body=body)
                 self.assertEqual(body.asked, len(pieces) + 1)
-
-    async def test_a_body_that_is_none_is_found_after_the_head_was_sent(self):
-        request, _ = self.pool()
-        port = self.serve(lambda peer: peer.read_head() and peer.send(CONTINUE) and peer.read_to_close())
-        await self.raises(HttpBodyError, request(
-            b'POST', 'http://127.0.0.1:%d/' % port, headers=((b'expect', b'100-continue'),), body=lambda: 5))
 
 
 class StreamedAndBufferedTests(ExchangeTestCase):
@@ -603,18 +553,17 @@ class StreamedAndBufferedTests(ExchangeTestCase):
         self.assertEqual(await buffered(pieces_of()), b'')
 
     async def test_streamed_is_sent_as_it_is(self):
-        for data in (b'', b'hello'):
-            with self.subTest(data):
-                await self.assert_on_the_wire(
-                    b'POST / HTTP/1.1\r\nhost: HOST:PORT\r\ncontent-length: %d\r\n\r\n%b' % (len(data), data),
-                    method=b'POST', headers=((b'content-length', b'%d' % len(data)),), body=streamed(data))
-                await self.assert_on_the_wire(
-                    b'POST / HTTP/1.1\r\nhost: HOST:PORT\r\ncontent-length: %d\r\n\r\n%b' % (len(data), data),
-                    method=b'POST', body=streamed(data))
-        # An empty piece would be the last chunk.
-        await self.assert_on_the_wire(
-            b'POST / HTTP/1.1\r\nhost: HOST:PORT\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n', method=b'POST',
-            headers=((b'transfer-encoding', b'chunked'),), body=streamed(b''))
+        for data, headers, framed in (
+                (b'', ((b'content-length', b'0'),), b'content-length: 0\r\n\r\n'),
+                (b'hello', ((b'content-length', b'5'),), b'content-length: 5\r\n\r\nhello'),
+                (b'', (), b'content-length: 0\r\n\r\n'),
+                (b'hello', (), b'content-length: 5\r\n\r\nhello'),
+                # An empty piece would be the last chunk.
+                (b'', ((b'transfer-encoding', b'chunked'),), b'transfer-encoding: chunked\r\n\r\n0\r\n\r\n'),
+        ):
+            with self.subTest((data, headers)):
+                self.assertEqual(await self.sent(b'POST', 'http://h/', headers=headers, body=streamed(data)),
+                                 b'POST / HTTP/1.1\r\nhost: h\r\n' + framed)
 
     async def test_streamed_takes_bytes_alone(self):
         for data in ('text', 5, None, [b'x']):

@@ -125,8 +125,12 @@ class UrlTests(ExchangeTestCase):
             self.assertTrue(sent.endswith(b'GET %b HTTP/1.1\r\nhost: h\r\n%b\r\n' % (target, fields)), sent)
 
     async def test_the_target_and_the_host_are_so_on_a_real_wire(self):
-        await self.assert_on_the_wire(b'GET /a%2Fb%20c+;?x=%2F+&y=a%20b HTTP/1.1\r\nhost: HOST:PORT\r\n\r\n',
-                                      path='/a%2Fb%20c+;?x=%2F+#f', params={'y': 'a b'})
+        record = Record()
+        port = self.serve(scripted(HEAD, OK_EMPTY, record=record))
+        request, _ = self.pool()
+        await request(b'GET', 'http://127.0.0.1:{}/a%2Fb%20c+;?x=%2F+#f'.format(port), params={'y': 'a b'})
+        self.assertEqual(record.received, b'GET /a%%2Fb%%20c+;?x=%%2F+&y=a%%20b HTTP/1.1\r\n'
+                                          b'host: 127.0.0.1:%d\r\n\r\n' % port)
 
     async def test_ipv6_is_connected_to(self):
         record = Record()
