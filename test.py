@@ -20,26 +20,29 @@ from reliability.harness import USE_UVLOOP
 SECONDS = 80  # that all of them take, where nothing else runs on two cores
 
 
-def classes_of(package):
-    """{name: class} of the tests of a package
+def is_loaded(value, module):
+    return isinstance(value, type) and issubclass(value, unittest.TestCase) and \
+        value.__module__ == module.__name__ and bool(unittest.defaultTestLoader.getTestCaseNames(value))
+
+
+def classes_of(*packages):
+    """{name: class} of the tests of these packages
 
     To be loaded, a file has to be in the folder, no more. Its classes of tests are TestCases that it defines itself,
     whose names end in Tests, and are unlike those of all others: by its name a class is asked for.
     """
     found = {}
-    for _, module_name, _ in pkgutil.iter_modules(package.__path__):
-        module = importlib.import_module('{}.{}'.format(package.__name__, module_name))
-        for name, value in vars(module).items():
-            if isinstance(value, type) and issubclass(value, unittest.TestCase) and \
-                    value.__module__ == module.__name__ and unittest.defaultTestLoader.getTestCaseNames(value):
-                assert name.endswith('Tests') and name not in found, '{} cannot be loaded by its name'.format(value)
-                found[name] = value
+    for package in packages:
+        for _, module_name, _ in pkgutil.iter_modules(package.__path__, package.__name__ + '.'):
+            module = importlib.import_module(module_name)
+            for name, value in vars(module).items():
+                if is_loaded(value, module):
+                    assert name.endswith('Tests') and name not in found, '{} cannot be asked for by name'.format(value)
+                    found[name] = value
     return found
 
 
-CLASSES = dict(classes_of(reliability))
-for each in classes_of(tests).values():
-    assert CLASSES.setdefault(each.__name__, each) is each, '{} has the name of another'.format(each)
+CLASSES = classes_of(reliability, tests)
 globals().update(CLASSES)
 
 

@@ -1,14 +1,17 @@
 """`expect: 100-continue`: the body waits for its invitation"""
 import errno
-import queue
-import socket
-import threading
+import select
 
 from lowhaio import HttpConnectionClosedError, buffered, streamed
-from reliability.harness import CONTINUE, OK_EMPTY, PATIENCE, TOO_LARGE, ScriptedConnection, in_thread, pieces_of
-from reliability.scripted import in_bytes
+from reliability.harness import CONTINUE, OK_EMPTY, TOO_LARGE, ScriptedConnection, pieces_of
+from reliability.scripted import CLOSE, DRAIN, HEAD, RESET, Pause, Read, Record, in_bytes, scripted
 from tests.bodies import BodyOnce
 from tests.peers import ExchangeTestCase
+
+
+def readable(peer):
+    """Whether there is more to read than the peer has read"""
+    return bool(peer.buffer or select.select([peer.sock], [], [], 0)[0])
 
 
 class ExpectTests(ExchangeTestCase):
@@ -36,30 +39,26 @@ class ExpectTests(ExchangeTestCase):
                         self.assertEqual({name for name, data in calls[len(interim):-1]}, {'write'})
                         self.assertFalse(made[0].is_closed)
 
-    async def test_100_comes_and_the_body_is_sent_on_a_real_socket(self):
-        got = queue.Queue()
-
-        def script(peer):
-            head = peer.read_head()
-            got.put(head)
-            got.put(peer.buffer)
-            peer.send(CONTINUE)
-            got.put(peer.read(5))
-            peer.send(OK_EMPTY)
-            if peer.read_head():
-                peer.send(OK_EMPTY)
-
-        url = self.url(script)
-        # Were 100 not heard, nothing would be sent for longer than the test may take.
-        request, _ = self.pool(expect_timeout=1000)
-        code, _, _ = await request(b'PUT', url, headers=((b'content-length', b'5'), self.EXPECT),
-                                   body=streamed(b'hello'))
-        self.assertEqual(code, b'200')
-        self.assertTrue(got.get().endswith(b'\r\nExpect: 100-continue\r\n\r\n'))
-        self.assertEqual((got.get(), got.get()), (b'', b'hello'))
-        # Nothing has gone wrong on it: it may be used again.
-        await request(b'GET', url)
-        self.assertEqual(self.accepted, 1)
+    async def test_nothing_but_the_head_is_sent_before_100_on_a_real_socket(self):
+        # 103 is no invitation: the body goes by the timeout, which is 1000 seconds, or by 100.
+        for interim in ((), (b'HTTP/1.1 103 E\r\n\r\n', Pause(0.2))):
+            with self.subTest(interim):
+                before, record = [], Record()
+                url = self.url(scripted(
+                    HEAD, *interim, lambda peer, b=before, r=record: b.append((r.received, readable(peer))), CONTINUE,
+                    Read(5), OK_EMPTY, HEAD, OK_EMPTY, record=record))
+                request, _ = self.pool(expect_timeout=1000)
+                accepted = self.accepted
+                code, _, _ = await request(b'PUT', url, headers=((b'content-length', b'5'), self.EXPECT),
+                                           body=streamed(b'hello'))
+                self.assertEqual(code, b'200')
+                (received, has_more), = before
+                self.assertTrue(received.endswith(b'\r\nExpect: 100-continue\r\n\r\n'))
+                self.assertFalse(has_more)
+                self.assertEqual(record.received, received + b'hello')
+                # Nothing has gone wrong on it: it may be used again.
+                await request(b'GET', url)
+                self.assertEqual(self.accepted, accepted + 1)
 
     async def test_after_a_final_answer_no_body_is_sent_and_the_connection_closes(self):
         for answer, code, content in (
@@ -70,94 +69,40 @@ class ExpectTests(ExchangeTestCase):
         ):
             for headers in (((b'content-length', b'5'), self.EXPECT), (self.EXPECT,)):
                 with self.subTest((answer, headers)):
-                    got = queue.Queue()
-
-                    def script(peer, answer=answer, got=got):
-                        peer.read_head()
-                        peer.send(answer)
-                        got.put(peer.read_to_close())
-
-                    def answers(peer):
-                        peer.read_head()
-                        peer.send(OK_EMPTY)
-
-                    url = self.url(script, answers)
+                    record = Record()
+                    url = self.url(scripted(HEAD, answer, DRAIN, record=record), scripted(HEAD, OK_EMPTY))
                     accepted = self.accepted
                     request, _ = self.pool(expect_timeout=1000)
                     body = BodyOnce(b'hello')
                     received, _, response = await request(b'POST', url, headers=headers, body=body)
                     self.assertEqual((received, await buffered(response)), (code, content))
-                    self.assertEqual(await in_thread(got.get, True, PATIENCE), b'')
                     self.assertEqual(bool(body.asked), bool(body.closed))
                     await request(b'GET', url)
                     self.assertEqual(self.accepted, accepted + 2)
+                    self.assertTrue(record.received.endswith(b'\r\n\r\n'))
 
     async def test_if_nothing_comes_the_body_is_sent_all_the_same(self):
         for late in (b'', CONTINUE, b'HTTP/1.1 103 E\r\n\r\n'):
             for headers, wire in ((((b'content-length', b'5'), self.EXPECT), b'hello'),
                                   ((self.EXPECT,), b'5\r\nhello\r\n0\r\n\r\n')):
                 with self.subTest((late, headers)):
-                    got = queue.Queue()
-
-                    def script(peer, late=late, wire=wire, got=got):
-                        peer.read_head()
-                        got.put(peer.read(len(wire)))
-                        peer.send(late + OK_EMPTY)
-                        if peer.read_head():
-                            peer.send(OK_EMPTY)
-
-                    url = self.url(script)
+                    record = Record()
+                    url = self.url(scripted(HEAD, Read(len(wire)), late + OK_EMPTY, HEAD, OK_EMPTY, record=record))
                     accepted = self.accepted
                     request, _ = self.pool(expect_timeout=0.05)
                     code, _, _ = await request(b'POST', url, headers=headers, body=pieces_of(b'hello'))
-                    self.assertEqual((code, got.get()), (b'200', wire))
+                    self.assertEqual((code, record.received.partition(b'\r\n\r\n')[2]), (b'200', wire))
                     await request(b'GET', url)
                     self.assertEqual(self.accepted, accepted + 1)
 
-    async def test_other_1xx_do_not_let_the_body_go(self):
-        # 103 is no invitation: the body goes by the timeout, which is 1000 seconds, or by 100.
-        invited = threading.Event()
-        got = queue.Queue()
-
-        def script(peer):
-            peer.read_head()
-            peer.send(b'HTTP/1.1 103 E\r\n\r\n')
-            peer.sock.settimeout(0.2)
-            try:
-                got.put(peer.sock.recv(100))
-            except socket.timeout:
-                got.put(None)
-            peer.sock.settimeout(PATIENCE)
-            invited.set()
-            peer.send(CONTINUE)
-            got.put(peer.read(5))
-            peer.send(OK_EMPTY)
-
-        request, _ = self.pool(expect_timeout=1000)
-        await request(b'POST', self.url(script),
-                      headers=((b'content-length', b'5'), self.EXPECT), body=streamed(b'hello'))
-        self.assertEqual((got.get(), got.get()), (None, b'hello'))
-
-    async def test_a_server_that_closes_instead_is_an_error(self):
-        def script(peer):
-            peer.read_head()
-
-        body = BodyOnce(b'hello')
-        request, _ = self.pool(expect_timeout=1000)
-        error = await self.raises(HttpConnectionClosedError, request(
-            b'POST', self.url(script), headers=(self.EXPECT,), body=body))
-        self.assertEqual((error.reused, error.answered), (False, False))
-        self.assertEqual(bool(body.asked), bool(body.closed))
-
-    async def test_a_reset_while_100_is_awaited_is_an_error(self):
-        def script(peer):
-            peer.read_head()
-            peer.reset()
-        request, _ = self.pool()
-        port = self.serve(script)
-        error = await self.raises(HttpConnectionClosedError, request(
-            b'POST', 'http://127.0.0.1:%d/' % port, headers=((b'expect', b'100-continue'),), body=streamed(b'x')))
-        self.assertFalse(error.answered)
+    async def test_a_server_that_closes_or_resets_instead_is_an_error(self):
+        for end in (CLOSE, RESET):
+            body = BodyOnce(b'hello')
+            request, _ = self.pool(expect_timeout=1000)
+            error = await self.raises(HttpConnectionClosedError, request(
+                b'POST', self.url(scripted(HEAD, end)), headers=(self.EXPECT,), body=body))
+            self.assertEqual((error.reused, error.answered), (False, False))
+            self.assertEqual(bool(body.asked), bool(body.closed))
 
     async def test_an_answer_is_heard_though_the_head_that_expects_could_not_be_sent(self):
         class Failing(ScriptedConnection):
@@ -168,5 +113,5 @@ class ExpectTests(ExchangeTestCase):
             return Failing((), [TOO_LARGE])
         request, _ = self.pool(connect=connect)
         body = BodyOnce(b'x')
-        code, _, response = await request(b'PUT', 'http://h/', headers=((b'expect', b'100-continue'),), body=body)
+        code, _, response = await request(b'PUT', 'http://h/', headers=(self.EXPECT,), body=body)
         self.assertEqual((code, await buffered(response), body.asked), (b'413', b'too large', 0))
