@@ -1,19 +1,18 @@
 """Several event loops, forks, and the end of a pool"""
 import asyncio
-import errno
 import functools
 import gc
 import os
-import resource
 import signal
 import threading
 import warnings
 
-from lowhaio import HttpConnectionError, HttpError, HttpRequestError, Pool, buffered
+from lowhaio import HttpError, HttpRequestError, Pool, buffered
 from reliability.harness import (
     OK, OK_EMPTY, TEST_SECONDS, ClientSockets, all_tasks, in_thread, new_event_loop, outcome, refusing_port,
     server_context, turns,
 )
+from reliability.scripted import DRAIN, HEAD, scripted
 from tests.bodies import CountedBody
 from tests.name_servers import FakeNames
 from tests.peers import ExchangeTestCase, answering, halting, in_loop_of_its_own, numbered, reply_of, until_closed
@@ -247,51 +246,23 @@ class LoopTests(ExchangeTestCase):
         await close()
         self.assertEqual(names.cleared, 1)
 
-    async def test_idle_connections_are_closed_at_once(self):
-        gone = [threading.Event() for _ in range(2)]
-        ports = [self.serve(until_closed(event, reply_of())) for event in gone]
-        sockets = ClientSockets()
-        request, close = self.pool(set_sock_options=sockets)
-        for port in ports:
-            await self.text(request, port)
-        await close()
-        self.assertEqual(sockets.count_open(), 0)
-        for event in gone:
-            await self.happens(event)
-
     async def test_connections_in_use_are_closed_when_their_response_ends(self):
-        gone, go_on, asked = threading.Event(), threading.Event(), threading.Event()
-
-        def script(peer):
-            peer.read_head()
-            asked.set()
-            go_on.wait(TEST_SECONDS)
-            peer.send(b'HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\nabc')
-            peer.send(b'def')
-            peer.read_to_close()
-            gone.set()
+        # One of them before its head, and one in its body.
+        go_on, gone, asked = self.hold(), [threading.Event(), threading.Event()], threading.Event()
         sockets = ClientSockets()
         request, close = self.pool(set_sock_options=sockets)
-        task = self.loop.create_task(self.text(request, self.serve(script)))
+        ports = [self.serve(scripted(HEAD, *begin, go_on, *end, DRAIN, lambda peer, event=event: event.set()))
+                 for event, begin, end in zip(gone, ((lambda peer: asked.set(),), (reply_of(b'abcdef')[:-3],)),
+                                              ((reply_of(b'abcdef'),), (b'def',)))]
+        task = self.loop.create_task(self.text(request, ports[0]))
         await self.happens(asked)
-        body_gone, body_go_on = threading.Event(), threading.Event()
-
-        def body_script(peer):
-            peer.read_head()
-            peer.send(b'HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\nabc')
-            body_go_on.wait(TEST_SECONDS)
-            peer.send(b'def')
-            peer.read_to_close()
-            body_gone.set()
-        _, _, body = await request(b'GET', self.url(body_script))
+        _, _, body = await request(b'GET', 'http://127.0.0.1:%d/' % ports[1])
         await close()
         self.assertEqual(sockets.count_open(), 2)
         go_on.set()
-        self.assertEqual(await task, b'abcdef')
-        await self.happens(gone)
-        body_go_on.set()
-        self.assertEqual(await buffered(body), b'abcdef')
-        await self.happens(body_gone)
+        self.assertEqual((await task, await buffered(body)), (b'abcdef', b'abcdef'))
+        for event in gone:
+            await self.happens(event)
         self.assertEqual(sockets.count_open(), 0)
 
     async def test_a_pool_may_be_closed_from_another_loop_while_its_own_runs(self):
@@ -336,21 +307,6 @@ class LoopTests(ExchangeTestCase):
             loop.close()
         # And the pool may be used in a better one.
         self.assertEqual(self.loop.run_until_complete(self.text(request, self.serve(answering(reply_of(b'x'))))), b'x')
-
-    async def test_without_descriptors_to_spare_a_request_fails_and_the_next_may_not(self):
-        sockets = ClientSockets()
-        request, _ = self.pool(set_sock_options=sockets)
-        port = refusing_port()
-        free = os.dup(0)
-        os.close(free)
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
-        try:
-            error = await self.raises(HttpConnectionError, self.text(request, port))
-        finally:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        self.assertEqual((error.__cause__.errno, sockets.references), (errno.EMFILE, []))
-        self.assertEqual(await self.text(request, self.serve(answering(reply_of(b'x')))), b'x')
 
     def test_a_pool_closed_from_a_thread_as_its_loop_ends_is_closed(self):
         ended = threading.Event()

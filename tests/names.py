@@ -245,23 +245,6 @@ class NamesTests(ExchangeTestCase):
         names.records['one.test'] = ['127.0.0.1']
         self.assertEqual(await self.text(request, port, 'one.test'), b'127.0.0.1')
 
-    async def test_a_look_up_is_not_cancelled_with_another_caller(self):
-        begun, go_on = asyncio.Event(), asyncio.Event()
-
-        async def waits():
-            begun.set()
-            await go_on.wait()
-            return ['127.0.0.1']
-        request, _ = self.pool(get_dns_resolver=FakeNames({'one.test': waits}))
-        port = self.where_it_came()
-        tasks = [self.loop.create_task(outcome(self.text(request, port, 'one.test'))) for _ in range(3)]
-        await begun.wait()
-        await turns()
-        tasks[0].cancel()
-        await turns()
-        go_on.set()
-        self.assertEqual(await asyncio.gather(*tasks), [asyncio.CancelledError, b'127.0.0.1', b'127.0.0.1'])
-
     async def test_the_resolver_is_made_once_and_its_cache_is_cleared_by_close(self):
         names = FakeNames({'one.test': ['127.0.0.1'], 'two.test': ['127.0.0.1']})
         port = self.where_it_came()

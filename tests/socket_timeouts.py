@@ -1,21 +1,19 @@
 """What is timed, and what is not"""
 import asyncio
-import builtins
-import functools
 import itertools
 import socket
 import threading
 import time
 import unittest
 
-from lowhaio import HttpConnectionError, HttpConnectionTimeout, HttpDataTimeout, HttpError, buffered, streamed
+from lowhaio import HttpConnectionError, HttpConnectionTimeout, HttpDataTimeout, buffered, streamed
 from reliability.harness import (
     CONTINUE, OK, TEST_SECONDS, ClientSockets, Peer, current_task, full_backlog, in_thread, outcome, server_context,
     turns,
 )
 from tests.bodies import CountedBody
 from tests.name_servers import FakeNames
-from tests.peers import MUCH, ExchangeTestCase, answering, never, numbered, reply_of, until_closed
+from tests.peers import MUCH, ExchangeTestCase, answering, numbered, reply_of, until_closed
 
 
 class SocketTimeoutTests(ExchangeTestCase):
@@ -153,61 +151,9 @@ class SocketTimeoutTests(ExchangeTestCase):
             self.assertEqual(current_task().cancelling(), 0)
         await turns()  # where a cancellation of this task would come out
 
-    async def test_a_deadline_around_a_request_works_and_leaves_the_pool_sound(self):
-        gone = threading.Event()
-        port = self.serve(until_closed(gone, b''), answering(reply_of(b'sound')))
-        request, _ = self.pool()
-        self.assertIs(await outcome(asyncio.wait_for(self.text(request, port), 0.1)), asyncio.TimeoutError)
-        await self.happens(gone)
-        self.assertEqual(await self.text(request, port), b'sound')
-
-    @unittest.skipUnless(hasattr(asyncio, 'timeout'), 'since Python 3.11')
-    async def test_asyncio_timeout_around_a_request_works_at_each_place(self):
-        for name, part, tls in (
-                ('before the head', b'', None), ('in the body', b'HTTP/1.1 200 OK\r\n\r\nabc', None),
-                ('over TLS', b'', server_context()),
-        ):
-            with self.subTest(name):
-                gone = threading.Event()
-                port = self.serve(until_closed(gone, part), answering(reply_of(b'sound')), tls=tls)
-                request, _ = self.pool()
-                text = functools.partial(self.text, request, port, scheme='https' if tls else 'http')
-                with self.assertRaises(TimeoutError) as caught:
-                    async with asyncio.timeout(0.5):
-                        await text()
-                self.assertNotIsInstance(caught.exception, HttpError)
-                self.assertEqual(current_task().cancelling(), 0)
-                await self.happens(gone)
-                self.assertEqual(await text(), b'sound')
-
     @unittest.skipUnless(hasattr(asyncio, 'timeout'), 'since Python 3.11')
     async def test_a_socket_timeout_inside_asyncio_timeout_keeps_its_own_name(self):
         port = self.serve(answering(lambda peer: peer.read_to_close()))
         request, _ = self.pool(socket_timeout=0.1)
         async with asyncio.timeout(TEST_SECONDS):
             await self.raises(HttpDataTimeout, self.text(request, port))
-
-    @unittest.skipUnless(hasattr(asyncio, 'TaskGroup'), 'since Python 3.11')
-    async def test_a_task_group_cancels_requests_and_is_failed_by_them(self):
-        gone = threading.Event()
-        port = self.serve(until_closed(gone, b''), answering(reply_of(b'sound')))
-        request, _ = self.pool()
-
-        async def fails():
-            await asyncio.sleep(0.05)
-            raise KeyError('of a sibling')
-        with self.assertRaises(builtins.BaseExceptionGroup) as caught:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self.text(request, port))
-                group.create_task(fails())
-        self.assertEqual([type(error) for error in caught.exception.exceptions], [KeyError])
-        await self.happens(gone)
-        self.assertEqual(await self.text(request, port), b'sound')
-
-        request, _ = self.pool(socket_timeout=0.1)
-        port = self.serve(answering(lambda peer: peer.read_to_close()))
-        with self.assertRaises(builtins.BaseExceptionGroup) as caught:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self.text(request, port))
-                group.create_task(never())
-        self.assertEqual([type(error) for error in caught.exception.exceptions], [HttpDataTimeout])
