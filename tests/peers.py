@@ -100,11 +100,6 @@ def halting(first, go_on, rest, gone):
     return script
 
 
-def empty_answers(peer):
-    while peer.read_head():
-        peer.send(EMPTY)
-
-
 async def never():
     await asyncio.get_event_loop().create_future()
 
