@@ -250,7 +250,7 @@ class LoopTests(ExchangeTestCase):
         # One of them before its head, and one in its body.
         go_on, gone, asked = self.hold(), [threading.Event(), threading.Event()], threading.Event()
         sockets = ClientSockets()
-        request, close = self.pool(set_sock_options=sockets)
+        request, close = self.pool(set_sock_options=sockets, keep_alive_timeout=1000)
         ports = [self.serve(scripted(HEAD, *begin, go_on, *end, DRAIN, lambda peer, event=event: event.set()))
                  for event, begin, end in zip(gone, ((lambda peer: asked.set(),), (reply_of(b'abcdef')[:-3],)),
                                               ((reply_of(b'abcdef'),), (b'def',)))]
