@@ -20,7 +20,6 @@ from lowhaio import (
     HttpBodyError, HttpConnectionClosedError, HttpConnectionError, HttpConnectionTimeout, HttpDataTimeout, HttpDnsError,
     HttpProtocolError, HttpRequestError, HttpTlsError, Pool, buffered, streamed,
 )
-from reliability.exhaustion import Interrupted, let_go
 from reliability.harness import (
     OK, OK_EMPTY, TEST_SECONDS, ClientSockets, Peer, client_context, full_backlog, in_thread, new_event_loop, outcome,
     refusing_port, server_context, turns,
@@ -63,20 +62,6 @@ class OwnershipTests(ExchangeTestCase):
         finally:
             del self.loop.remove_reader
         self.assertLessEqual(threads, {threading.current_thread()})
-
-    async def test_a_coroutine_that_is_let_go_of_closes_its_connection(self):
-        for name, reply, suspensions in (('in the request', b'', 1), ('in the body', self.PARTIAL, 2)):
-            with self.subTest(name):
-                gone = threading.Event()
-                port = self.serve(until_closed(gone, reply), answering(reply_of(b'sound')))
-                sockets = ClientSockets()
-                request, _ = self.pool(set_sock_options=sockets)
-                interrupted = Interrupted(self.loop, self.text(request, port), suspensions, let_go)
-                await interrupted
-                self.assertTrue(interrupted.reached)
-                self.assertEqual(sockets.count_open(), 0)
-                await self.happens(gone)
-                self.assertEqual(await self.text(request, port), b'sound')
 
     async def test_a_request_outlives_its_function(self):
         port = self.serve(answering(reply_of(b'sound')))
