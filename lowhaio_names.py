@@ -339,7 +339,8 @@ def NameServers(loop, hosts, resolv_conf, port):
             for server in resolv_conf().servers:
                 asked_at = loop.time()
                 yield ATTEMPT, (server, port)
-            if loop.time() < began + ATTEMPT:  # all have refused, and no answer can have been lost
+            # All have refused, and no answer can have been lost. Half, since timers may be some milliseconds early.
+            if loop.time() < began + ATTEMPT / 2:
                 return
 
     def make():

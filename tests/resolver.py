@@ -345,7 +345,7 @@ class HostsFileTests(ResolverTestCase):
                               ('cafe.test', '127.0.0.6'), ('www-www.test', '127.0.9.3'), ('not', '127.0.9.9')):
             self.assertEqual(await scene.result(host, AAAA if ':' in address else A), [address])
         for host in ('127.0.0.2', 'test', 'ww', '#', 'fe80', 'caf\xe9.test'):
-            self.assert_gone(await scene.result(host, A), 'no such name' if host.isascii() else '')
+            self.assert_gone(await scene.result(host, A), 'no such name')
 
     async def test_a_name_that_is_in_it_is_asked_of_nobody_else(self):
         await self.plays([
@@ -476,7 +476,16 @@ class CandidateTests(unittest.TestCase):
 KUBERNETES = 'search shop.svc.cluster.test svc.cluster.test cluster.test\noptions ndots:5'
 
 
-class SearchTests(ResolverTestCase):
+class QuickTestCase(ResolverTestCase):
+    """Name servers that are silent take less time"""
+
+    def setUp(self):
+        super().setUp()
+        self.constant('ATTEMPT', 0.2)
+        self.constant('PATIENCE', 0.5)
+
+
+class SearchTests(QuickTestCase):
 
     async def test_the_first_candidate_that_exists_ends_the_search(self):
         mine, strangers = 'orders.dev.shop.svc.cluster.test', 'orders.dev'
@@ -530,6 +539,7 @@ class SearchTests(ResolverTestCase):
         ])
 
     async def test_ipv6_that_is_not_answered_holds_a_search_up_by_a_quarter_of_a_second_a_name(self):
+        self.constant('PATIENCE', PATIENCE)
         def zone(query):
             return silent(query) if query.record_type == AAAA else \
                 found('127.0.0.2')(query) if query.name == 'www.test' else NO_NAME(query)
@@ -537,7 +547,7 @@ class SearchTests(ResolverTestCase):
         scene = self.started(options='search a.test b.test\noptions ndots:2', dns=zone)
         began = self.loop.time()
         self.assertEqual(await scene.result('www.test', A), ['127.0.0.2'])
-        self.assertTrue(0.4 < self.loop.time() - began < 0.9)
+        self.assertTrue(0.45 < self.loop.time() - began < 1.5)
 
     async def test_a_dot_at_the_end_means_no_list(self):
         dns = {'www.test A': found('127.0.0.2'), 'www.test.a.test A': found('127.0.0.3')}
@@ -566,7 +576,7 @@ class SearchTests(ResolverTestCase):
 # -------- Step 3: the system
 
 
-class SystemTests(ResolverTestCase):
+class SystemTests(QuickTestCase):
 
     async def test_when_it_is_asked(self):
         here, more = {'www.test': ['127.0.0.3', '::3'], 'www.test.': ['127.0.0.4', '::4']}, 'hosts: files mdns dns\n'
@@ -612,7 +622,7 @@ class SystemTests(ResolverTestCase):
             row('after "no such name", and it has none either', {}, (GONE, 'no such name', 'the reason of the system'),
                 (GONE,), nsswitch=more, says={}),
             row('after "no such name", and it fails', {}, (GONE, 'no such name', 'the reason of the system'), (GONE,),
-                nsswitch=more, says={'www.test': socket.EAI_AGAIN}),
+                system={'www.test'}, nsswitch=more, says={'www.test': socket.EAI_AGAIN}),
             row('after a failure, and it has none', SERVFAIL, (GONE, 'SERVFAIL', 'the reason of the system'), (GONE,),
                 says={}),
             row('after a failure, and it has the other family', SERVFAIL, (GONE, 'SERVFAIL', 'no IPv4'), ['::3'],
@@ -663,8 +673,8 @@ class SystemTests(ResolverTestCase):
         finally:
             event.set()
         # A word of the other family alone, in the mean time.
-        scene = self.started(dns={'www.test A': [silent, silent, silent, found('127.0.0.2')], 'www.test AAAA': NO_RECORD},
-                             system={'www.test.': lambda: later.wait(PATIENCE) and []})
+        zone = {'www.test A': [silent, silent, silent, found('127.0.0.2')], 'www.test AAAA': NO_RECORD}
+        scene = self.started(dns=zone, system={'www.test.': lambda: later.wait(PATIENCE) and []})
         later = threading.Event()
         try:
             four, six = await asyncio.gather(scene.result('www.test', A), scene.result('www.test', AAAA))
@@ -696,22 +706,26 @@ class SystemTests(ResolverTestCase):
 
     async def test_it_alone_is_asked_for_a_while_where_the_name_servers_are_deaf(self):
         self.constant('SYSTEM_ALONE', 0.5)
-        names = {'www.test': ['127.0.0.3'], 'none.test': socket.EAI_NONAME, 'fails.test': socket.EAI_AGAIN}
-        for first in ('www.test', 'none.test'):
-            scene = self.started(dns=silent, system=names)
+
+        async def play(first):
+            scene = self.started(dns=silent, system={
+                'www.test': ['127.0.0.3'], 'none.test': socket.EAI_NONAME, 'fails.test': socket.EAI_AGAIN})
             await scene.result(first, A)
-            count = len(scene.server.asked)
-            self.assertIn(count, (2, 3, 5))
+            asked = list(scene.server.asked)
+            self.assertEqual(set(asked), {f'{first} A'})
             began = self.loop.time()
             self.assertEqual(await scene.result('www.test', A), ['127.0.0.3'])
             self.assert_gone(await scene.result('none.test', A), 'the reason of the system')
             self.assert_failed(await scene.result('fails.test', A), 'name servers have not answered',
                                'the reason of the system')
             self.assertLess(self.loop.time() - began, 0.4)
-            self.assertEqual(len(scene.server.asked), count)
+            self.assertEqual(scene.server.asked, asked)
             await asyncio.sleep(0.5)  # and it is not renewed by what the system said meanwhile
             scene.server.zone = found('127.0.0.2')
             self.assertEqual(await scene.result('www.test', A), ['127.0.0.2'])
+
+        # Of a name that there is not, too: the system waits for nobody to know it.
+        await asyncio.gather(play('www.test'), play('none.test'))
 
     async def test_it_is_not_asked_alone_where_a_name_server_has_said_anything(self):
         async def play(zone, system, alone):
@@ -752,7 +766,9 @@ class SystemTests(ResolverTestCase):
         self.assertEqual(await scene.result('www.test', A), ['127.0.0.2'])
 
 
-class NameServerTests(ResolverTestCase):
+class NameServerTests(QuickTestCase):
+
+    seconds_of_patience = lowhaio_names.PATIENCE
 
     async def test_addresses_are_theirs_with_the_time_that_they_tell(self):
         scene = self.started(dns={'www.test A': found('127.0.0.3', '127.0.0.2', '127.0.0.3', ttl=7)})
@@ -779,6 +795,14 @@ class NameServerTests(ResolverTestCase):
         await asyncio.gather(*[play(first, []) for first in (silent, SERVFAIL, REFUSED, malformed)])
         scene = self.started(servers=['127.0.0.3', '127.0.0.1'], dns=found('127.0.0.2'))  # nobody listens at the first
         self.assertEqual(await scene.result('www.test', A), ['127.0.0.2'])
+
+    async def test_the_system_is_asked_after_a_second_of_silence(self):
+        self.constant('ATTEMPT', 0.5)
+        self.constant('PATIENCE', type(self).seconds_of_patience)
+        scene = self.started(dns=silent, system={'www.test': ['127.0.0.3']})
+        began = self.loop.time()
+        self.assertEqual(await scene.result('www.test', A), ['127.0.0.3'])
+        self.assertTrue(0.95 < self.loop.time() - began < 2)
 
     async def test_a_lost_packet_is_asked_again(self):
         scene = self.started(dns={'www.test A': [silent, found('127.0.0.2')]})
@@ -1171,26 +1195,29 @@ class PoolTests(ResolverTestCase):
 class DnsmasqTests(ResolverTestCase):
 
     def dnsmasq(self, *options):
-        """The port of one, which answers before this returns; it ends with the test"""
-        with listening('127.0.0.1', 0) as sock:
-            port = sock.getsockname()[1]
-        process = subprocess.Popen([
-            shutil.which('dnsmasq'), '--keep-in-foreground', '--no-resolv', '--no-hosts', '--conf-file=/dev/null',
-            '--user=', '--group=', '--pid-file=', '--bind-interfaces', '--listen-address=127.0.0.1', '--local=/test/',
-            f'--port={port}', *options], stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        self.addCleanup(process.stderr.close)
-        self.addCleanup(process.wait)
-        self.addCleanup(process.terminate)
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-            sock.settimeout(0.1)
-            sock.connect(('127.0.0.1', port))
-            for _ in range(100):
-                with contextlib.suppress(OSError):
-                    sock.send(b'\0\1\1\0\0\1\0\0\0\0\0\0' + wire_name('x.test') + b'\0\1\0\1')
-                    if sock.recv(512):
-                        return process, port
-                time.sleep(0.02)
-        self.skipTest('dnsmasq does not run here')
+        """(process, port) of one, which answers before this returns; it ends with the test"""
+        why = ''
+        for _ in range(10):  # the port may be taken between, or be taken for TCP
+            with listening('127.0.0.1', 0) as sock:
+                port = sock.getsockname()[1]
+            process = subprocess.Popen([
+                shutil.which('dnsmasq'), '--keep-in-foreground', '--no-resolv', '--no-hosts', '--conf-file=/dev/null',
+                '--user=', '--group=', '--pid-file=', '--bind-interfaces', '--listen-address=127.0.0.1',
+                '--local=/test/', f'--port={port}', *options], stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
+            self.addCleanup(process.stderr.close)
+            self.addCleanup(process.wait)
+            self.addCleanup(process.kill)
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+                sock.settimeout(0.1)
+                sock.connect(('127.0.0.1', port))
+                while process.poll() is None:
+                    with contextlib.suppress(OSError):
+                        sock.send(b'\0\1\1\0\0\1\0\0\0\0\0\0' + wire_name('x.test') + b'\0\1\0\1')
+                        if sock.recv(512):
+                            return process, port
+                    time.sleep(0.01)
+            why = process.stderr.read().decode()
+        self.skipTest(f'dnsmasq does not run here: {why:.200}')
 
     async def test_what_it_says(self):
         names = os.path.join(self.folder, 'names')
