@@ -445,11 +445,16 @@ def NameServers(loop, hosts, resolv_conf, port):
 # -------- The system
 
 
+def need_descriptors():
+    """Raises OSError where there are none: then glibc says that there is no such name, or that this may pass"""
+    for descriptor in os.pipe():
+        os.close(descriptor)
+
+
 def look_up_by_system(getaddrinfo, name):
     """The Word of the system's getaddrinfo, of both families: for one glibc searches on past a name without it"""
     try:
-        # Without a descriptor glibc says that there is no such name, or that this may pass.
-        os.close(os.open(os.devnull, os.O_RDONLY))
+        need_descriptors()
         infos = getaddrinfo(name, None, type=socket.SOCK_STREAM)
         found = [info[4][0] for info in infos if '%' not in info[4][0]]  # without those of one link alone
         return Word(FOUND, '', unique(found), name)
@@ -457,10 +462,9 @@ def look_up_by_system(getaddrinfo, name):
         return Word(NO_NAME, 'it is no name that the system may have')
     except socket.gaierror as error:
         try:
-            os.close(os.open(os.devnull, os.O_RDONLY))
+            need_descriptors()  # they may have run out meanwhile
         except OSError as its_error:
-            if its_error.errno in OUT_OF_FILES:
-                return failure(its_error, 'the system could not be asked')
+            return failure(its_error, 'the system could not be asked')
         if error.errno in NO_SUCH_NAME:
             return Word(NO_NAME, f'the system said: {error.strerror}')
         return failure(error, 'the system said')
