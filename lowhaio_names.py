@@ -395,11 +395,6 @@ def NameServers(loop, hosts, resolv_conf, port):
         when, word = heard.get((name, record_type), (float('-inf'), None))
         return word if when > loop.time() - TTL else None
 
-    async def exists_by(name, record_type, seconds):
-        """(the name, if the other family has records of it or it is known to be there; whether those are addresses)"""
-        word = recent(name, record_type) or await ask(name, record_type, seconds)
-        return (word.exists, word.kind == FOUND) if word else (None, False)
-
     async def look_up(host, record_type):
         other = TYPES.A if record_type == TYPES.AAAA else TYPES.AAAA
         names = candidates(host, *resolv_conf()[1:])
@@ -408,20 +403,23 @@ def NameServers(loop, hosts, resolv_conf, port):
             word = await ask(name, record_type)
             if word.kind == FOUND or word.kind == EXHAUSTED:
                 return word
-            # Some servers say of a name which has but the other family that it does not exist. RFC 4074 §4.2 To go on
-            # then would be to go to a stranger's host.
-            is_left = word.kind == NO_NAME and name != names[-1] or word.kind == FAILED and len(names) > 1
-            is_without_ipv6 = word.kind == NO_RECORD and record_type == TYPES.AAAA
-            exists, has_other = \
-                await exists_by(name, other, None if is_without_ipv6 else OTHER_FAMILY) \
-                if is_left or is_without_ipv6 else (word.exists, False)
+            beside = None  # what is said of the other family, where that tells whether the name exists
+            if word.kind == NO_RECORD and record_type == TYPES.AAAA:
+                beside = recent(name, other) or await ask(name, other)
+            elif word.kind == NO_NAME and name != names[-1] or word.kind == FAILED and len(names) > 1:
+                # Some servers say of a name that has but the other family that it does not exist (RFC 4074 §4.2). To
+                # search on would be to go to a stranger's host.
+                beside = recent(name, other) or await ask(name, other, OTHER_FAMILY)
+            if beside and beside.kind == EXHAUSTED:
+                return beside
+            exists = word.exists or beside and beside.exists
             if word.kind == NO_NAME and not exists:
                 continue
-            if has_other and record_type == TYPES.AAAA and word.kind != FAILED:
-                return Word(ABSENT, 'the name server has IPv4 addresses of it alone', exists=name)
+            if word.kind != FAILED and record_type == TYPES.AAAA and beside and beside.kind == FOUND:
+                return Word(ABSENT, 'the name server has IPv4 addresses of it alone')
             if word.kind == NO_NAME:
                 word = Word(NO_RECORD, f'the name server has no {FAMILY[record_type]} address of it')
-            return word._replace(exists=word.exists or exists)
+            return word._replace(exists=exists)
         return word
 
     def known_to_exist(host):

@@ -1058,6 +1058,25 @@ class ExhaustionTests(ResolverTestCase):
         await asyncio.sleep(0.05)
         self.assertEqual(await scene.result('here.test', A), ['127.0.0.9'])
 
+    async def test_a_family_that_could_not_be_asked_is_no_leave_to_search_on(self):
+        def without_descriptors(get_host, **kwargs):
+            async def resolve(name, record_type):
+                asked.append(name)
+                await get_host(None, name.encode(), record_type)
+                raise OSError(errno.EMFILE, 'of AAAA') if record_type == AAAA else DnsRecordDoesNotExist()
+
+            async def clear_cache():
+                pass
+
+            return resolve, clear_cache
+
+        asked = []
+        scene = self.started(options='search a.test')
+        with mock.patch.object(lowhaio_names, 'Resolver', without_descriptors):
+            error = await scene.result('www', A)
+        self.assertEqual((type(error), error.errno), (OSError, errno.EMFILE))
+        self.assertEqual(set(asked), {'www.a.test'})
+
     async def test_nsswitch_conf(self):
         scene = self.started()
         self.constant('ATTEMPT', PATIENCE)
