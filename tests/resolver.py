@@ -331,7 +331,8 @@ class HostsFileTests(ResolverTestCase):
         b'127.0.9.3 xwww.test www.testx www.test.x www-www.test', b'www.test 127.0.9.4', b'127.0.9 www.test',
         b'127.0.9.005 www.test', b'fe80::1%lo0 www.test', b'<<<<<<< www.test', b'\xef\xbb\xbf127.0.9.6 www.test',
         b'127.0.9.7\xa0www.test', b'127.0.9.8 \xffwww.test', b'0x7f.0.0.1 www.test', b'127.0.0.3 WWW.Test',
-        b'  ::2 \t other.test  www.test\r', b'127.0.0.4 www.test\rnot.test', b'127.0.0.5 www.test#', b'::3 www.test.',
+        b'  ::2 \t other.test\tthird.test\vwww.test\r', b'127.0.0.4 www.test\rnot.test',
+        b'127.0.0.5 www.test#', b'::3 www.test.',
         b'127.0.0.2 www.test', b'127.0.9.9 not\0 www.test', b'127.0.9.9.1 www.test', b'::g www.test',
         b'\xe9\xff\x80', b'127.0.0.6 caf\xe9.test cafe.test', b'127.0.0.7 www.test'])
 
@@ -341,8 +342,8 @@ class HostsFileTests(ResolverTestCase):
             self.assertEqual(await scene.result(host, A),
                              ['127.0.0.2', '127.0.0.3', '127.0.0.4', '127.0.0.5', '127.0.0.7'])
             self.assertEqual(await scene.result(host, AAAA), ['::2', '::3'])
-        for host, address in (('www', '127.0.0.2'), ('other.test', '::2'), ('not.test', '127.0.0.4'),
-                              ('cafe.test', '127.0.0.6'), ('www-www.test', '127.0.9.3'), ('not', '127.0.9.9')):
+        for host, address in (('www', '127.0.0.2'), ('other.test', '::2'), ('third.test', '::2'),
+                              ('not.test', '127.0.0.4'), ('cafe.test', '127.0.0.6'), ('www-www.test', '127.0.9.3'), ('not', '127.0.9.9')):
             self.assertEqual(await scene.result(host, AAAA if ':' in address else A), [address])
         for host in ('127.0.0.2', 'test', 'ww', '#', 'fe80', 'caf\xe9.test'):
             self.assert_gone(await scene.result(host, A), 'no such name')
@@ -380,7 +381,9 @@ class HostsFileTests(ResolverTestCase):
         self.constant('FILE_TTL', 0.2)
         scene = self.started(hosts=b'127.0.0.2 www.test\n', dns={'www.test A': found('127.0.0.9')})
         self.assertEqual(await scene.result('www.test', A), ['127.0.0.2'])
+        status = os.stat(scene.paths['hosts'])
         scene.write('hosts', b'127.0.0.3 www.test\n')  # as long as before, and within the same tick
+        os.utime(scene.paths['hosts'], ns=(status.st_mtime_ns,) * 2)
         with mock.patch.object(os, 'stat', wraps=os.stat) as stat:
             began = self.loop.time()
             self.assertEqual([await scene.result('www.test', A) for _ in range(100)][0], ['127.0.0.2'])
@@ -491,6 +494,8 @@ class SearchTests(QuickTestCase):
         mine, strangers = 'orders.dev.shop.svc.cluster.test', 'orders.dev'
         stranger = {f'{strangers} A': found('127.0.9.9'), f'{strangers} AAAA': found('::9')}
         asked = [f'{mine} A', f'{mine} AAAA']
+        all_asked = [f'orders.dev{domain} {name}' for name in ('A', 'AAAA') for domain in (
+            '.shop.svc.cluster.test', '.svc.cluster.test', '.cluster.test', '')]
         an_alias = {f'{mine} A': alias('x.test'), f'{mine} AAAA': alias('x.test')}
 
         def row(what, zone, results, asked=asked, system=(), says=None):
@@ -533,9 +538,12 @@ class SearchTests(QuickTestCase):
                                          'orders.dev.svc.cluster.test AAAA': NO_RECORD},
                 (['127.0.0.2'], (GONE, 'IPv4 addresses of it alone')),
                 asked=asked + ['orders.dev.svc.cluster.test A', 'orders.dev.svc.cluster.test AAAA']),
-            row('none: then it is the stranger who is meant', {}, (['127.0.9.9'], ['::9']),
-                asked=[f'orders.dev{domain} {name}' for name in ('A', 'AAAA') for domain in (
-                    '.shop.svc.cluster.test', '.svc.cluster.test', '.cluster.test', '')]),
+            row('a failure of both: the system knows whether to search on',
+                {f'{mine} A': SERVFAIL, f'{mine} AAAA': SERVFAIL}, (['127.0.0.8'], (GONE, 'SERVFAIL')),
+                system=[strangers], says={strangers: ['127.0.0.8']}),
+            row('the last, IPv6 alone, and IPv4 is said not to exist', {f'{strangers} A': NO_NAME},
+                ((GONE, 'no such name'), ['::9']), asked=all_asked),
+            row('none: then it is the stranger who is meant', {}, (['127.0.9.9'], ['::9']), asked=all_asked),
         ])
 
     async def test_ipv6_that_is_not_answered_holds_a_search_up_by_a_quarter_of_a_second_a_name(self):
@@ -837,6 +845,17 @@ class NameServerTests(QuickTestCase):
         gc.collect()
         self.assertLess(sum([isinstance(value, lowhaio_names.Word) for value in gc.get_objects()]), 100)
         self.assertEqual(self._readers_and_timers(), before)
+
+    async def test_no_async_generator_is_left_for_the_loop_to_close(self):
+        begun = []
+        hooks = sys.get_asyncgen_hooks()
+        sys.set_asyncgen_hooks(firstiter=begun.append)
+        try:
+            scene = self.started(dns={'www.test A': found('127.0.0.2')})
+            self.assertEqual(await scene.result('www.test', A), ['127.0.0.2'])
+        finally:
+            sys.set_asyncgen_hooks(*hooks)
+        self.assertEqual(begun, [])
 
     async def test_an_error_is_freed_at_once(self):
         scene = self.started(dns={'b.test A': SERVFAIL, 'c.test A': NO_RECORD}, system={'b.test': socket.EAI_AGAIN})
@@ -1207,6 +1226,11 @@ class PoolTests(ResolverTestCase):
             code, _, body = await request(b'GET', f'http://{host}:{port}/')
             self.assertEqual((code, await buffered(body)), (b'200', b''))
         await self.raises(HttpDnsError, request(b'GET', f'http://none.test:{port}/'))
+
+    async def test_a_pool_of_the_system_alone(self):
+        request, _ = self.pool(get_dns_resolver=system_resolver)
+        code, _, _ = await request(b'GET', f'http://localhost:{self.serve_ok()}/')
+        self.assertEqual(code, b'200')
 
     async def test_a_pool_that_is_dropped_is_not_kept(self):
         scene = self.scene(dns={'dns.test A': found('127.0.0.1', ttl=3600)})
