@@ -454,8 +454,7 @@ def look_up_by_system(getaddrinfo, name):
     try:
         need_descriptors()
         infos = getaddrinfo(name, None, type=socket.SOCK_STREAM)
-        found = [info[4][0] for info in infos if '%' not in info[4][0]]  # without those of one link alone
-        return Word(FOUND, '', unique(found), name)
+        return Word(FOUND, '', unique([info[4][0] for info in infos]), name)
     except UnicodeError:
         return Word(NO_NAME, 'it is no name that the system may have')
     except socket.gaierror as error:
@@ -542,6 +541,7 @@ def System(loop, getaddrinfo):
         word = entry.answered.result()
         if word.kind != FOUND:
             return word
+        # Without those of one link alone, such as fe80::1%eth0: they are of neither type.
         addresses = tuple([OrderedAddress(address, entry.expires_at) for address in word.addresses
                            if record_type_of(address.encode()) == record_type])
         return word._replace(addresses=addresses) if addresses else \

@@ -343,7 +343,8 @@ class HostsFileTests(ResolverTestCase):
                              ['127.0.0.2', '127.0.0.3', '127.0.0.4', '127.0.0.5', '127.0.0.7'])
             self.assertEqual(await scene.result(host, AAAA), ['::2', '::3'])
         for host, address in (('www', '127.0.0.2'), ('other.test', '::2'), ('third.test', '::2'),
-                              ('not.test', '127.0.0.4'), ('cafe.test', '127.0.0.6'), ('www-www.test', '127.0.9.3'), ('not', '127.0.9.9')):
+                              ('not.test', '127.0.0.4'), ('cafe.test', '127.0.0.6'), ('www-www.test', '127.0.9.3'),
+                              ('not', '127.0.9.9')):
             self.assertEqual(await scene.result(host, AAAA if ':' in address else A), [address])
         for host in ('127.0.0.2', 'test', 'ww', '#', 'fe80', 'caf\xe9.test'):
             self.assert_gone(await scene.result(host, A), 'no such name')
