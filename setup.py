@@ -26,10 +26,10 @@ setup(
     long_description_content_type='text/markdown',
     author='lowhaio contributors',
     license='MIT',
-    py_modules=['lowhaio'],
+    py_modules=['lowhaio', 'lowhaio_names'],
     # A module of a single file cannot carry `py.typed`: its types are a package of their own (PEP 561).
-    packages=['lowhaio-stubs'],
-    package_data={'lowhaio-stubs': ['__init__.pyi']},
+    packages=['lowhaio-stubs', 'lowhaio_names-stubs'],
+    package_data={'lowhaio-stubs': ['__init__.pyi'], 'lowhaio_names-stubs': ['__init__.pyi']},
     python_requires='>=3.6.3',
     install_requires=['aiodnsresolver>=0.0.140'],
     extras_require={
