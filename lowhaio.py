@@ -457,8 +457,9 @@ def checked_headers(method, headers):
     # An error shows no value, which may be a secret, nor a name that is none, which may be a value too.
     for number, (name, value) in enumerate(headers, 1):
         if not isinstance(name, bytes) or not isinstance(value, bytes):
-            raise HttpRequestError(f'A header must be a pair of bytes, such as (b\'accept\', b\'*/*\'), got '
-                                   f'{type(name).__name__} and {type(value).__name__}, number {number} of {len(headers)}')
+            raise HttpRequestError(
+                f'A header must be a pair of bytes, such as (b\'accept\', b\'*/*\'), got {type(name).__name__} and '
+                f'{type(value).__name__}, number {number} of {len(headers)}')
         if not is_token(name):
             at = match_token(name).end()
             what = f'has the byte 0x{name[at]:02x} at {at}' if name else 'is empty'
