@@ -25,6 +25,7 @@ import asyncio
 import base64
 import collections
 import contextlib
+import datetime
 import email.utils
 import functools
 import hashlib
@@ -265,7 +266,7 @@ async def read_within(body, most):
 
 def jittered_delay(attempt):
     """Seconds to wait after so many attempts, at random: those who failed together do not come back together"""
-    return random.uniform(0, min(8, 0.25 * 2 ** attempt))
+    return random.uniform(0, min(8, 0.25 * 2 ** min(attempt, 5)))
 
 
 def retried(request, attempts=4, statuses=(b'429', b'502', b'503', b'504'), backoff=jittered_delay, max_delay=60,
@@ -337,7 +338,8 @@ def retry_after(fields):
 def http_date(value):
     """The time that a field says, in seconds since 1970; None where it is no date"""
     try:
-        return email.utils.mktime_tz(email.utils.parsedate_tz(value.decode('latin-1')))
+        *parts, _, _, _, zone = email.utils.parsedate_tz(value.decode('latin-1'))
+        return datetime.datetime(*parts, tzinfo=datetime.timezone.utc).timestamp() - (zone or 0)
     except (TypeError, ValueError, IndexError, OverflowError):  # the standard library's, for what it cannot read
         return None
 

@@ -1,0 +1,1371 @@
+"""Layers: each alone by tables, against real servers, and all at once: cancelled, abandoned, and in every order"""
+import asyncio
+import base64
+import collections
+import contextlib
+import email.utils
+import functools
+import gc
+import gzip
+import hashlib
+import http.cookiejar
+import importlib.util
+import itertools
+import json
+import logging
+import os
+import random
+import re
+import resource
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import unittest
+import zlib
+from unittest import mock
+
+import lowhaio
+import lowhaio_layers
+from lowhaio import (
+    HttpBodyError,
+    HttpConnectionClosedError,
+    HttpConnectionError,
+    HttpConnectionTimeout,
+    HttpDataError,
+    HttpDataTimeout,
+    HttpDnsError,
+    HttpError,
+    HttpProtocolError,
+    HttpRedirectError,
+    HttpRequestError,
+    HttpTlsError,
+    ResponseBody,
+    buffered,
+    redirectable,
+    streamed,
+)
+from lowhaio_layers import (
+    Event,
+    HttpLimitTimeout,
+    HttpStatusError,
+    HttpTooLarge,
+    authorised,
+    basic,
+    bearer,
+    cookied,
+    decompressed,
+    digest,
+    fetched,
+    file_body,
+    form,
+    json_body,
+    json_of,
+    limited,
+    lines,
+    logged,
+    multipart,
+    retried,
+    saved,
+    server_sent_events,
+)
+from reliability.harness import (
+    OK,
+    OK_EMPTY,
+    PATIENCE,
+    ClientSockets,
+    new_event_loop,
+    pieces_of,
+    refusing_port,
+    server_context,
+    turns,
+)
+from tests.redirects import Again, RedirectTestCase, redirect
+
+try:
+    import brotli
+    brotli = brotli if hasattr(brotli.Decompressor, 'can_accept_more_data') else None
+except ImportError:
+    brotli = None
+try:
+    from compression import zstd
+except ImportError:
+    try:
+        from backports import zstd
+    except ImportError:
+        zstd = None
+HAS_HTTPBIN = all(importlib.util.find_spec(name) for name in ('httpbin', 'waitress'))
+NGINX = shutil.which('nginx', path=os.environ.get('PATH', os.defpath) + ':/usr/local/sbin:/usr/sbin')
+
+NO_BROTLI = 'brotli 1.2 is not installed: its tests are skipped'
+NO_ZSTD = 'there is no compression.zstd, and no backports.zstd is installed: its tests are skipped'
+NO_HTTPBIN = 'httpbin and waitress are not installed: the tests against httpbin are skipped'
+NO_NGINX = 'there is no nginx here (apt-get install nginx): the tests against it are skipped'
+
+
+def at_once(attempt):
+    """A backoff of none"""
+    return 0
+
+
+class FakeBody:
+    """A body that gives `pieces`; an exception among them is raised. What becomes of it can be asked"""
+    reused, sent_all = False, True
+
+    def __init__(self, *pieces):
+        self.pieces = list(pieces)
+        self.is_done = self.is_closed = False
+        self.callbacks = []
+
+    def __aiter__(self):
+        return self
+
+    async def __anext__(self):
+        if not self.pieces:
+            self.end()
+            raise StopAsyncIteration
+        piece = self.pieces.pop(0)
+        if isinstance(piece, BaseException):
+            self.end()
+            raise piece
+        return piece
+
+    async def aclose(self):
+        self.is_closed = True
+        self.pieces = []
+        self.end()
+
+    def when_done(self, callback):
+        self.callbacks.append(callback)
+        if self.is_done:
+            callback()
+
+    def end(self):
+        if not self.is_done:
+            self.is_done = True
+            for callback in self.callbacks:
+                callback()
+
+
+class Scripted:
+    """A `request` whose calls raise, or answer with, one of `outcomes` each: an exception, or a code and what follows"""
+
+    def __init__(self, *outcomes):
+        self.outcomes = list(outcomes)
+        self.calls = []
+        self.bodies = []
+
+    async def __call__(self, method, url, params=(), headers=(), body=None, **kwargs):
+        self.calls.append((method, url, params, tuple(headers), body, kwargs))
+        outcome = self.outcomes.pop(0) if self.outcomes else b'200'
+        if isinstance(outcome, BaseException):
+            raise outcome
+        code, fields, *pieces = outcome if isinstance(outcome, tuple) else (outcome, ())
+        self.bodies.append(FakeBody(*pieces))
+        return code, fields, self.bodies[-1]
+
+    def values(self, name, call=-1):
+        return [value for each, value in self.calls[call][3] if each.lower() == name]
+
+
+def with_facts(error, **facts):
+    for name, value in facts.items():
+        setattr(error, name, value)
+    return error
+
+
+class DoneBody:  # SHIM: until the pool's own bodies have `when_done`
+    def __init__(self, body):
+        self._body, self._callbacks, self._is_done = body, [], False
+        self.reused, self.sent_all = body.reused, body.sent_all
+        if type(body) is ResponseBody:
+            self.end()
+
+    def __aiter__(self):
+        return self
+
+    async def __anext__(self):
+        try:
+            piece = await self._body.__anext__()
+        except BaseException:
+            self.end()
+            raise
+        if getattr(self._body, '_connection', None) is None:
+            self.end()
+        return piece
+
+    async def aclose(self):
+        await self._body.aclose()
+        self.end()
+
+    def when_done(self, callback):
+        if self._is_done:
+            callback()
+        else:
+            self._callbacks.append(callback)
+
+    def end(self):
+        self._is_done = True
+        while self._callbacks:
+            self._callbacks.pop(0)()
+
+    def __del__(self):
+        self.end()
+
+
+def with_when_done(request):
+    async def shim(*args, **kwargs):
+        code, headers, body = await request(*args, **kwargs)
+        return code, headers, DoneBody(body)
+    return shim
+
+
+class LayerTestCase(RedirectTestCase):
+
+    def pool(self, **kwargs):
+        request, close = super().pool(**kwargs)
+        return (request if hasattr(ResponseBody, 'when_done') else with_when_done(request)), close
+
+    def fields(self, index=-1):
+        """{lower-case name: [values]} of a request that the site saw"""
+        found = collections.defaultdict(list)
+        for name, value in self.seen[index][2]:
+            found[name.lower()].append(value)
+        return found
+
+
+class RetriedTests(LayerTestCase):
+
+    ERRORS = (
+        # error, whether any method is sent again after it, whether an idempotent one is
+        (HttpConnectionError('refused'), True, True),
+        (HttpDnsError('no such name'), True, True),
+        (HttpTlsError('handshake'), True, True),
+        (HttpConnectionTimeout('too slow'), True, True),
+        (HttpLimitTimeout('no slot'), False, False),
+        (HttpDataError('something'), False, True),
+        (HttpConnectionClosedError('closed'), False, True),
+        (HttpDataTimeout('silent'), False, True),
+        (HttpProtocolError('nonsense'), False, False),
+        (lowhaio.HttpHeaderTooLong('too long'), False, False),
+        (HttpBodyError('of the caller'), False, False),
+        (HttpRedirectError('too many'), False, False),
+        (HttpTooLarge('too large'), False, False),
+        (HttpStatusError('not found', b'404'), False, False),
+        (HttpRequestError('malformed'), False, False),
+        (ValueError('of the caller'), False, False),
+    )
+    METHODS = (
+        (b'GET', True), (b'HEAD', True), (b'OPTIONS', True), (b'TRACE', True), (b'PUT', True), (b'DELETE', True),
+        (b'POST', False), (b'PATCH', False), (b'get', False), (b'PROPFIND', False))
+    BODIES = (
+        (lambda: None, True), (lambda: streamed(b'x'), True), (lambda: lambda: pieces_of(b'x'), True), (Again, True),
+        (lambda: pieces_of(b'x'), False))
+
+    async def test_each_error_with_each_method_and_body(self):
+        for (error, any_method, idempotent), (method, is_idempotent), (make, is_replayable) in itertools.product(
+                self.ERRORS, self.METHODS, self.BODIES):
+            body = make()
+            with self.subTest((type(error), method, body)):
+                expected = any_method or idempotent and is_idempotent and is_replayable
+                request = Scripted(error, b'200')
+                sending = retried(request, backoff=at_once)(method, 'http://a.test/', body=body)
+                if expected:
+                    self.assertEqual((await sending)[0], b'200')
+                else:
+                    with self.assertRaises(type(error)) as caught:
+                        await sending
+                    self.assertIs(caught.exception, error)
+                self.assertEqual(len(request.calls), 1 + expected)
+            if hasattr(body, 'aclose'):
+                await body.aclose()
+
+    async def test_each_code_with_each_method_and_body(self):
+        for (code, any_method, idempotent), (method, is_idempotent), (make, is_replayable) in itertools.product(
+                ((b'429', True, True), (b'502', False, True), (b'503', False, True), (b'504', False, True),
+                 (b'500', False, False), (b'200', False, False), (b'404', False, False), (b'408', False, False)),
+                self.METHODS, self.BODIES):
+            body = make()
+            with self.subTest((code, method, body)):
+                request = Scripted((code, (), b'busy'), b'200')
+                answer = await retried(request, backoff=at_once)(method, 'http://a.test/', body=body)
+                expected = is_replayable and (any_method or idempotent and is_idempotent)
+                self.assertEqual(answer[0], b'200' if expected else code)
+                self.assertEqual(len(request.calls), 1 + expected)
+                self.assertEqual(request.bodies[0].is_closed, expected)
+                if not expected:
+                    self.assertEqual(await buffered(answer[2]), b'busy')
+            if hasattr(body, 'aclose'):
+                await body.aclose()
+
+    async def test_the_last_is_the_callers_be_it_error_or_response(self):
+        for attempts in (1, 2, 5):
+            errors = [HttpConnectionClosedError(str(number)) for number in range(attempts)]
+            request = Scripted(*errors)
+            with self.assertRaises(HttpConnectionClosedError) as caught:
+                await retried(request, attempts=attempts, backoff=at_once)(b'GET', 'http://a.test/')
+            self.assertIs(caught.exception, errors[-1])
+            request = Scripted(*[(b'503', (), b'%d' % number) for number in range(attempts)])
+            code, _, body = await retried(request, attempts=attempts, backoff=at_once)(b'GET', 'http://a.test/')
+            self.assertEqual((code, await buffered(body)), (b'503', b'%d' % (attempts - 1)))
+            self.assertEqual([body.is_closed for body in request.bodies], [True] * (attempts - 1) + [False])
+
+    async def test_the_callers_statuses_and_methods(self):
+        request = Scripted(b'500', b'200')
+        self.assertEqual((await retried(request, statuses=(b'500',), backoff=at_once)(b'GET', 'http://a.test/'))[0], b'200')
+        for statuses in ((b'500',), ()):
+            request = Scripted(b'503')
+            self.assertEqual((await retried(request, statuses=statuses)(b'GET', 'http://a.test/'))[0], b'503')
+        request = Scripted(HttpConnectionClosedError('closed'), b'503', b'200')
+        code, _, _ = await retried(request, idempotent=(b'POST',), backoff=at_once)(b'POST', 'http://a.test/')
+        self.assertEqual(code, b'200')
+
+    async def test_once_one_was_sent_no_error_says_that_nothing_was(self):
+        closed = with_facts(HttpConnectionClosedError('reset'), reused=True)
+        for method, outcomes, raised, answered, texts in (
+                (b'GET', (closed, HttpConnectionError('refused')), HttpDataError, False, ('reset', 'refused')),
+                (b'GET', (b'503', HttpConnectionError('refused')), HttpDataError, True, ('503', 'refused')),
+                (b'POST', (b'429', HttpConnectionError('refused')), HttpDataError, True, ('429', 'refused')),
+                (b'POST', (b'429', HttpLimitTimeout('no slot')), HttpDataError, True, ('429', 'no slot')),
+                (b'POST', (b'429', HttpRequestError('closed pool')), HttpDataError, True, ('429', 'closed pool')),
+                (b'POST', (b'429', HttpConnectionClosedError('was cut off')), HttpConnectionClosedError, True, ('cut',)),
+                (b'GET', (b'503', closed, HttpDnsError('gone')), HttpDataError, False, ('reset', 'gone')),
+                (b'GET', (HttpConnectionError('refused'), HttpDnsError('all is gone')), HttpDnsError, None, ('gone',))):
+            with self.subTest((method, outcomes)):
+                request = Scripted(*outcomes)
+                error = await self.raises(raised, retried(request, attempts=len(outcomes), backoff=at_once)(
+                    method, 'http://a.test/', body=streamed(b'x')))
+                self.assertEqual(getattr(error, 'answered', None), answered)
+                for text in texts:
+                    self.assertIn(text, str(error))
+                if raised is HttpDataError:
+                    self.assertIs(error.__cause__, outcomes[-1])
+
+    RETRY_AFTER = (
+        # fields, seconds
+        ((), 0), ((b'0',), 0), ((b'7',), 7), ((b'007',), 7), ((b'120', b'7'), 120), ((b'9' * 5000,), 999999999),
+        ((b'-1',), 0), ((b'1.5',), 0), ((b'',), 0), ((b'soon',), 0), ((b'\xb2',), 0), ((b'Wed',), 0),
+        ((b'Wed, 21 Oct 2015 07:28:00 GMT',), 5), ((b'Wednesday, 21-Oct-15 07:28:00 GMT',), 5),
+        ((b'Wed Oct 21 07:28:00 2015',), 5), ((b'Wed, 21 Oct 2015 07:27:00 GMT',), 0),
+        ((b'Wed, 99 Oct 2015 07:28:00 GMT',), 0), ((b'Wed, 21 Oct 99999999 07:28:00 GMT',), 0),
+    )
+
+    def test_retry_after_in_both_forms(self):
+        for asked, seconds in self.RETRY_AFTER:
+            with self.subTest(asked):
+                fields = tuple((b'retry-after', value) for value in asked) + (
+                    (b'date', b'Wed, 21 Oct 2015 07:27:55 GMT'),)  # by the server's clock, not by ours
+                self.assertEqual(lowhaio_layers.retry_after(fields), seconds)
+        for own_time in ((), ((b'date', b'nonsense'),)):
+            soon = email.utils.formatdate(time.time() + 100, usegmt=True).encode()
+            self.assertAlmostEqual(lowhaio_layers.retry_after(((b'retry-after', soon),) + own_time), 100, delta=5)
+
+    async def test_a_retry_after_is_waited_for_unless_it_is_too_long(self):
+        for asked, max_delay, least, calls in ((b'1', 60, 1, 2), (b'61', 60, 0, 1), (b'2', 1, 0, 1), (b'0', 60, 0, 2)):
+            with self.subTest((asked, max_delay)):
+                request = Scripted((b'503', ((b'retry-after', asked),)), b'200')
+                began = time.monotonic()
+                code, _, _ = await retried(request, backoff=at_once, max_delay=max_delay)(b'GET', 'http://a.test/')
+                self.assertTrue(least <= time.monotonic() - began < least + 0.9)
+                self.assertEqual((code, len(request.calls)), (b'200' if calls == 2 else b'503', calls))
+
+    async def test_the_pause_grows_and_differs(self):
+        delays = {attempt: [lowhaio_layers.jittered_delay(attempt) for _ in range(200)] for attempt in (1, 2, 3, 10, 5000)}
+        for attempt, most in ((1, 0.5), (2, 1), (3, 2), (10, 8), (5000, 8)):
+            self.assertTrue(all(0 <= delay <= most for delay in delays[attempt]))
+            self.assertGreater(len(set(delays[attempt])), 100)
+            self.assertGreater(max(delays[attempt]), most / 2)
+        told = []
+        request = Scripted(*[HttpConnectionError('refused')] * 3)
+        await retried(request, backoff=lambda attempt: told.append(attempt) or 0)(b'GET', 'http://a.test/')
+        self.assertEqual(told, [1, 2, 3])
+
+    async def test_a_cancellation_in_the_pause_passes(self):
+        request = Scripted((b'503', (), b'x'), b'200')
+        task = self.loop.create_task(retried(request, backoff=lambda _: 60)(b'GET', 'http://a.test/'))
+        await turns()
+        task.cancel()
+        with self.assertRaises(asyncio.CancelledError):
+            await task
+        self.assertTrue(request.bodies[0].is_closed)
+        self.assertEqual(len(request.calls), 1)
+
+    async def test_what_the_caller_gave_is_sent_each_time(self):
+        for headers, params in ((((b'a', b'1'), (b'A', b'2')), {'p': ['1', '2']}),
+                                (iter([(b'a', b'1'), (b'A', b'2')]), iter([('p', 1), ('p', '2')]))):
+            request = Scripted(b'503', HttpConnectionError('refused'), b'200')
+            body = streamed(b'x')
+            await retried(request, backoff=at_once)(
+                b'PUT', 'http://a.test/x?y', params=params, headers=headers, body=body, socket_timeout=3, other=None)
+            self.assertEqual(request.calls, [
+                (b'PUT', 'http://a.test/x?y&p=1&p=2', (), ((b'a', b'1'), (b'A', b'2')), body,
+                 dict(socket_timeout=3, other=None))] * 3)
+
+    def test_what_cannot_be_an_argument_is_refused_at_once(self):
+        for attempts in (0, -1, '3', None, True, 2.5):
+            with self.assertRaisesRegex(ValueError, 'attempts .* got'):
+                retried(None, attempts=attempts)
+
+    async def test_a_post_is_not_sent_twice_by_a_server_that_goes_away(self):
+        self.answers = [lambda peer: peer.abort()] * 3
+        request, _ = self.pool()
+        url = f'http://a.test:{self.site()}/'
+        await self.raises(HttpConnectionClosedError, retried(request, backoff=at_once)(b'POST', url, body=streamed(b'x')))
+        self.assertEqual(len(self.seen), 1)
+        code, _, _ = await retried(request, backoff=at_once)(b'PUT', url, body=streamed(b'x'))
+        self.assertEqual(code, b'200')
+        self.assertEqual([method for method, *_ in self.seen], [b'POST', b'PUT', b'PUT', b'PUT'])
+
+    async def test_a_post_is_not_sent_twice_by_a_redirect_to_where_nobody_is(self):
+        request, _ = self.pool()
+        for order in (lambda request: retried(redirectable(request), backoff=at_once),
+                      lambda request: redirectable(retried(request, backoff=at_once))):
+            del self.seen[:]
+            self.answers = [redirect(b'307', b'http://127.0.0.1:%d/' % refusing_port())]
+            await self.raises(HttpRedirectError, order(request)(
+                b'POST', f'http://a.test:{self.site()}/', body=streamed(b'x')))
+            self.assertEqual(len(self.seen), 1)
+
+    async def test_a_generator_waits_untouched_until_a_connection_is_open(self):
+        accepted = []
+
+        def refuse_twice(sock):
+            accepted.append(sock)
+            if len(accepted) < 3:
+                raise ConnectionRefusedError('not yet')
+
+        request, _ = self.pool(set_sock_options=refuse_twice)
+        await retried(request, backoff=at_once)(
+            b'POST', f'http://a.test:{self.site()}/', body=pieces_of(b'he', b'llo'))
+        self.assertEqual(self.seen[0][3], b'2\r\nhe\r\n3\r\nllo\r\n0\r\n\r\n')
+        del accepted[:]
+
+
+class FetchedTests(LayerTestCase):
+
+    async def test_an_answer_that_breaks_off_is_asked_for_again(self):
+        def breaks_off(peer):
+            peer.send(OK + b'content-length: 10\r\n\r\nhello')
+            peer.abort()
+
+        request, _ = self.pool()
+        url = f'http://a.test:{self.site()}/'
+        whole = OK + b'content-length: 10\r\n\r\nhelloworld'
+        self.answers = [breaks_off, breaks_off, whole]
+        code, fields, content = await fetched(request, backoff=at_once)(b'GET', url)
+        self.assertEqual((code, fields, content), (b'200', ((b'content-length', b'10'),), b'helloworld'))
+        self.assertEqual(len(self.seen), 3)
+        self.answers = [breaks_off, whole]
+        error = await self.raises(HttpConnectionClosedError, fetched(request, backoff=at_once)(
+            b'POST', url, body=streamed(b'x')))
+        self.assertTrue(error.answered)
+        self.assertEqual(len(self.seen), 4)
+
+    async def test_it_retries_as_retried_does(self):
+        request = Scripted((b'503', (), b'busy'), HttpConnectionError('refused'), (b'429', (), b'late'), (b'200', (), b'a', b'b'))
+        code, _, content = await fetched(request, backoff=at_once)(b'GET', 'http://a.test/', params={'a': 'b'})
+        self.assertEqual((code, content), (b'200', b'ab'))
+        self.assertEqual([call[1] for call in request.calls], ['http://a.test/?a=b'] * 4)
+        self.assertTrue(all(body.is_closed for body in request.bodies))
+        request = Scripted((b'503', (), b'busy'), (b'503', (), b'still'))
+        code, _, content = await fetched(request, backoff=at_once, attempts=2)(b'GET', 'http://a.test/')
+        self.assertEqual((code, content), (b'503', b'still'))
+
+    async def test_more_than_the_bound_is_an_error_that_is_not_repeated(self):
+        sockets = ClientSockets()
+        request, _ = self.pool(set_sock_options=sockets)
+        url = f'http://a.test:{self.site()}/'
+        for size, most, is_whole in ((1000, 1000, True), (1001, 1000, False), (2000000, 1000, False), (0, 0, True)):
+            with self.subTest((size, most)):
+                before = len(self.seen)
+                self.answers = [OK + b'content-length: %d\r\n\r\n' % size + bytes(size)]
+                fetching = fetched(request, most=most, backoff=at_once)(b'GET', url)
+                if is_whole:
+                    self.assertEqual((await fetching)[2], bytes(size))
+                else:
+                    error = await self.raises(HttpTooLarge, fetching)
+                    self.assertTrue(error.answered)
+                    self.assertIn(str(most), str(error))
+                self.assertEqual(len(self.seen), before + 1)
+        self.assertLessEqual(sockets.count_open(), 1)
+
+
+# -------- decompressed
+
+
+def gzipped(data):
+    return gzip.compress(data)
+
+
+def bare_deflated(data):
+    compress = zlib.compressobj(9, zlib.DEFLATED, -15)
+    return compress.compress(data) + compress.flush()
+
+
+CODINGS = (
+    # content-encoding, how it is made, whether several members are one body
+    (b'gzip', gzipped, True),
+    (b'x-gzip', gzipped, True),
+    (b'deflate', zlib.compress, False),
+    (b'deflate', bare_deflated, False),
+) + ((b'br', brotli.compress, False),) * (brotli is not None) + ((b'zstd', zstd.compress, True),) * (zstd is not None)
+TEXT = b''.join(b'%d bottles of beer on the wall, ' % number for number in range(20))
+
+
+def cut(data, size):
+    return [data[at:at + size] for at in range(0, len(data), size)]
+
+
+class DecompressedTests(LayerTestCase):
+
+    @unittest.skipIf(brotli is None, NO_BROTLI)
+    def test_brotli_is_tested(self):
+        self.assertIn(b'br', lowhaio_layers.decoders())
+
+    @unittest.skipIf(zstd is None, NO_ZSTD)
+    def test_zstd_is_tested(self):
+        self.assertIn(b'zstd', lowhaio_layers.decoders())
+
+    def test_what_is_not_installed_is_not_asked_for(self):
+        with mock.patch.dict(sys.modules, {'brotli': None, 'compression': None, 'backports': None, 'backports.zstd': None}):
+            self.assertEqual(set(lowhaio_layers.decoders()), {b'gzip', b'x-gzip', b'deflate'})
+        without_bound = mock.Mock(spec_set=('Decompressor',), Decompressor=bytes)
+        with mock.patch.dict(sys.modules, {'brotli': without_bound}):
+            self.assertNotIn(b'br', lowhaio_layers.decoders())
+        with mock.patch.dict(sys.modules, {'compression': None, 'backports.zstd': mock.MagicMock(), 'brotli': mock.Mock()}):
+            self.assertLessEqual({b'zstd', b'br'}, set(lowhaio_layers.decoders()))
+
+    async def body(self, coding, *pieces, **kwargs):
+        request = Scripted((b'200', ((b'content-encoding', coding), (b'content-length', b'5'), (b'x', b'y'))) + pieces)
+        code, fields, body = await decompressed(request, **kwargs)(b'GET', 'http://a.test/')
+        self.assertEqual((code, fields), (b'200', ((b'x', b'y'),)))
+        self.inner = request.bodies[0]
+        return body
+
+    async def test_each_coding_however_it_is_cut(self):
+        for coding, compress, _ in CODINGS:
+            for text, sizes in ((TEXT, (1, 2, 7, 100, 10 ** 6)), (b'', (1, 10 ** 6)), (b'x', (1, 10 ** 6)),
+                                (TEXT * 2000, (1000, 10 ** 6)), (os.urandom(200000), (999, 10 ** 6))):
+                for size in sizes:
+                    body = await self.body(coding, *cut(compress(text), size))
+                    pieces = [piece async for piece in body]
+                    self.assertEqual(b''.join(pieces), text)
+                    self.assertTrue(all(0 < len(piece) <= 98304 for piece in pieces))
+            self.assertEqual(await buffered(await self.body(coding)), b'')  # as of a 204, or where all is length 0
+
+    async def test_several_members_are_one_body(self):
+        for coding, compress, has_members in CODINGS:
+            if not has_members:
+                continue
+            data = compress(b'one,') + compress(b'') + compress(TEXT) + compress(b'three')
+            for size in (1, 3, 1000, 10 ** 6):
+                self.assertEqual(await buffered(await self.body(coding, *cut(data, size))), b'one,' + TEXT + b'three')
+        if zstd is not None:
+            skippable = b'\x5a\x2a\x4d\x18\x03\0\0\0abc'
+            data = skippable + zstd.compress(b'one,') + skippable + zstd.compress(b'two')
+            for size in (1, 1000):
+                self.assertEqual(await buffered(await self.body(b'zstd', *cut(data, size))), b'one,two')
+
+    async def test_what_follows_the_last_member_is_ignored(self):
+        for coding, compress, _ in CODINGS:
+            if coding == b'br':  # whose decoder tells no difference
+                for size in (1, 1000):
+                    await self.raises(HttpProtocolError, buffered(
+                        await self.body(coding, *cut(compress(TEXT) + b'more', size))))
+                continue
+            for more, size in itertools.product((b'\0', b'\0' * 4, b'\0' * 5000, b'more and more', b'\x1f', b'\x28\xb5\x2f'),
+                                                (1, 3, 10 ** 6)):
+                data = compress(TEXT) + more
+                body = await self.body(coding, *cut(data, size))
+                self.assertEqual(await buffered(body), TEXT)
+                self.assertTrue(self.inner.is_done and not self.inner.is_closed)  # read to its end: it may serve again
+
+    async def test_a_truncated_stream_never_looks_whole(self):
+        for coding, compress, has_members in CODINGS:
+            data = compress(TEXT)
+            for end in range(1, len(data)):
+                for size in (1, 10 ** 6) if end % 10 == 0 else (10 ** 6,):
+                    body = await self.body(coding, *cut(data[:end], size))
+                    await self.raises(HttpProtocolError, buffered(body))
+                    await self.raises(HttpProtocolError, buffered(body))  # nor later
+                    self.assertTrue(self.inner.is_closed)
+            if has_members:
+                for end in range(4, len(data)):
+                    await self.raises(HttpProtocolError, buffered(await self.body(coding, data + data[:end])))
+
+    async def test_what_is_malformed_is_an_error_that_names_the_coding(self):
+        for coding, compress, _ in CODINGS:
+            for nonsense in (b'nonsense nonsense', b'\xff' * 100, b'<html></html>'):
+                body = await self.body(coding, nonsense)
+                error = await self.raises(HttpProtocolError, buffered(body))
+                self.assertIn(coding.decode(), str(error))
+                self.assertTrue(self.inner.is_closed)
+                await self.raises(HttpProtocolError, buffered(body))
+        broken = gzipped(TEXT)[:-8] + bytes(8)  # checksum and length
+        await self.raises(HttpProtocolError, buffered(await self.body(b'gzip', broken)))
+
+    async def test_an_error_of_the_body_passes_and_stays(self):
+        for coding, compress, _ in CODINGS:
+            error = HttpConnectionClosedError('reset')
+            body = await self.body(coding, compress(TEXT)[:20], error)
+            with self.assertRaises(HttpConnectionClosedError) as caught:
+                await buffered(body)
+            self.assertIs(caught.exception, error)
+
+    async def test_up_to_three_codings_in_their_order(self):
+        for names, makers in (
+                (b'deflate, gzip', (zlib.compress, gzipped)), (b'gzip,gzip ,\tGZIP', (gzipped,) * 3),
+                (b'identity, gzip', (gzipped,)), (b', gzip,', (gzipped,))):
+            data = functools.reduce(lambda data, make: make(data), makers, TEXT)
+            for size in (1, 1000):
+                self.assertEqual(await buffered(await self.body(names, *cut(data, size))), TEXT)
+        request = Scripted((b'200', ((b'content-encoding', b'deflate'), (b'content-encoding', b'gzip')),
+                            gzipped(zlib.compress(TEXT))))
+        _, _, body = await decompressed(request)(b'GET', 'http://a.test/')
+        self.assertEqual(await buffered(body), TEXT)
+        request = Scripted((b'200', ((b'content-encoding', b'gzip, gzip, gzip, gzip'),), b'x'))
+        error = await self.raises(HttpProtocolError, decompressed(request)(b'GET', 'http://a.test/'))
+        self.assertIn('4', str(error))
+        self.assertTrue(request.bodies[0].is_closed)
+
+    async def test_what_is_left_as_it_is(self):
+        for method, code, coding in (
+                (b'GET', b'206', b'gzip'), (b'HEAD', b'200', b'gzip'), (b'GET', b'200', b'compress'),
+                (b'GET', b'200', b'gzip, aes128gcm'), (b'GET', b'200', b'identity'), (b'GET', b'200', b''),
+                (b'GET', b'200', None)):
+            with self.subTest((method, code, coding)):
+                fields = ((b'content-length', b'3'),) + (((b'content-encoding', coding),) if coding is not None else ())
+                request = Scripted((code, fields, b'raw'))
+                answer = await decompressed(request)(method, 'http://a.test/')
+                self.assertEqual(answer, (code, fields, request.bodies[0]))
+
+    async def test_what_is_asked_for(self):
+        own = ((b'Accept-Encoding', b'identity'),)
+        a_range = ((b'Range', b'bytes=0-'),)
+        has = lowhaio_layers.decoders()
+        every = b'gzip, deflate' + (b', br' if b'br' in has else b'') + (b', zstd' if b'zstd' in has else b'')
+        for kwargs, headers, expected in (
+                ({}, (), [every]), (dict(codings=(b'gzip',)), (), [b'gzip']), (dict(codings=(b'br', b'gzip')), (), [b'br, gzip']),
+                ({}, own, [b'identity']), ({}, a_range, []), ({}, None, [every]), ({}, {b'accept-encoding': b'br'}, [b'br']),
+                ({}, iter(own), [b'identity'])):
+            request = Scripted(b'200')
+            await decompressed(request, **kwargs)(b'GET', 'http://a.test/', headers=headers, params={'a': 'b'}, x=5)
+            self.assertEqual(request.values(b'accept-encoding'), expected)
+            self.assertEqual(request.calls[0][2::3], ({'a': 'b'}, {'x': 5}))
+
+    async def test_from_a_real_connection_and_the_connection_serves_again(self):
+        request, _ = self.pool()
+        url = f'http://a.test:{self.site()}/'
+        data = gzipped(TEXT) + b'\0' * 1000
+        for _ in range(3):
+            self.answers = [OK + b'content-encoding: gzip\r\ncontent-length: %d\r\n\r\n' % len(data) + data]
+            _, _, body = await decompressed(request)(b'GET', url)
+            self.assertEqual(await buffered(body), TEXT)
+        self.assertEqual((self.accepted, body.reused, body.sent_all), (1, True, True))
+
+    async def test_its_body_is_like_any_other(self):
+        def halts(peer):
+            peer.send(OK + b'content-encoding: gzip\r\ncontent-length: 100000\r\n\r\n' + gzipped(TEXT)[:50])
+            peer.read_to_close()
+
+        sockets = ClientSockets()
+        request, _ = self.pool(set_sock_options=sockets)
+        for how in ('closed by another task', 'two readers', 'abandoned', 'closed early', 'cancelled'):
+            with self.subTest(how):
+                self.answers = [halts]
+                done = []
+                _, _, body = await decompressed(request)(b'GET', f'http://a.test:{self.site()}/')
+                body.when_done(lambda: done.append(True))  # noqa: B023
+                reading = self.loop.create_task(buffered(body)) if how not in ('abandoned', 'closed early') else None
+                await asyncio.sleep(0.05)
+                self.assertEqual(done, [])
+                if how == 'two readers':
+                    await self.raises(HttpDataError, buffered(body))
+                if how == 'cancelled':
+                    reading.cancel()
+                    with self.assertRaises(asyncio.CancelledError):
+                        await reading
+                elif how != 'abandoned':
+                    await body.aclose()
+                    await body.aclose()
+                    if reading is not None:
+                        await self.raises(HttpConnectionClosedError, reading)
+                reading = body = None
+                await turns()
+                self.assertEqual((done, sockets.count_open()), ([True], 0))
+
+    async def test_closing_it_while_it_lets_others_run_ends_the_read(self):
+        body = await self.body(b'gzip', gzipped(bytes(10 ** 7)))
+
+        async def read():
+            async for _ in body:
+                read.count += 1
+
+        read.count = 0
+        task = self.loop.create_task(read())
+        while not read.count:
+            await asyncio.sleep(0)
+        self.assertLess(read.count, 10 ** 7 // 65536)
+        await body.aclose()
+        await self.raises(HttpConnectionClosedError, task)
+        body = await self.body(b'gzip', gzipped(bytes(10 ** 7)))
+        await body.__anext__()
+        await body.aclose()
+        self.assertEqual([piece async for piece in body], [])
+
+    async def test_others_run_while_a_bomb_goes_off(self):
+        ticks, longest = [], 0
+        task = self.loop.create_task(self.tick(ticks))
+        for data in (gzipped(bytes(2 * 10 ** 8)), gzipped(b'') * 20000):
+            async for _ in await self.body(b'gzip', data):
+                pass
+            self.assertGreater(len(ticks), 10)
+            longest = max(map(lambda earlier, later: later - earlier, ticks, ticks[1:]))
+            self.assertLess(longest, 0.25)
+            del ticks[:]
+        task.cancel()
+
+    @staticmethod
+    async def tick(ticks):
+        while True:
+            ticks.append(time.monotonic())
+            await asyncio.sleep(0)
+
+    SIZE = 2 ** 31 if os.environ.get('LOWHAIO_LONG') else 2 ** 27
+
+    async def test_a_bomb_takes_no_memory(self):
+        """2 GiB of zeros where LOWHAIO_LONG is set; by default 128 MiB, which are no less too many to hold"""
+        for coding, make in (
+                (b'gzip', functools.partial(zlib.compressobj, 9, zlib.DEFLATED, 31)),
+                (b'gzip, gzip', None), (b'deflate', functools.partial(zlib.compressobj, 9)),
+                (b'br', brotli and functools.partial(brotli.Compressor, quality=5)),
+                (b'zstd', zstd and functools.partial(zstd.ZstdCompressor, 3))):
+            if make is None and coding != b'gzip, gzip':
+                continue
+            with self.subTest(coding):
+                data = zeros_compressed(make, self.SIZE) if make is not None else gzipped(data)  # noqa: F821
+                size = 0
+                body = await self.body(coding, *cut(data, 262144))
+                before = reset_peak_memory()
+                async for piece in body:
+                    size += len(piece)
+                    self.assertLessEqual(len(piece), 98304)
+                self.assertEqual(size, self.SIZE)
+                self.assertLess(peak_memory() - before, 8 * 2 ** 20)
+
+
+def zeros_compressed(make, size):
+    compressor, zeros = make(), bytes(2 ** 20)
+    add = getattr(compressor, 'process', None) or compressor.compress
+    pieces = [add(zeros) for _ in range(size // len(zeros))]
+    return b''.join(pieces) + (compressor.finish() if hasattr(compressor, 'finish') else compressor.flush())
+
+
+def reset_peak_memory():
+    """Bytes that this process has resident; the peak begins anew"""
+    gc.collect()
+    with open('/proc/self/clear_refs', 'w') as file:
+        file.write('5')
+    return peak_memory()
+
+
+def peak_memory():
+    with open('/proc/self/status') as file:
+        return int(re.search(r'VmHWM:\s+([0-9]+) kB', file.read()).group(1)) * 1024
+
+
+# -------- limited
+
+
+class Holding:
+    """A `request` whose answers are there at once, and whose bodies end when they are told to: how many are at once?"""
+
+    def __init__(self, seconds=None):
+        self.seconds = seconds
+        self.bodies = []
+        self.under_way = self.most = 0
+        self.by_url = collections.Counter()
+        self.most_by_url = collections.Counter()
+        self.order = []
+
+    async def __call__(self, method, url, params=(), headers=(), body=None, **kwargs):
+        self.order.append(url)
+        self.under_way += 1
+        self.most = max(self.most, self.under_way)
+        self.by_url[url] += 1
+        self.most_by_url[url] = max(self.most_by_url[url], self.by_url[url])
+        answer = FakeBody(b'x')
+        answer.when_done(functools.partial(self.leave, url))
+        try:
+            if self.seconds is not None:
+                await asyncio.sleep(self.seconds * random.random())
+            if random.random() < kwargs.get('fails', 0):
+                raise HttpConnectionClosedError('broke off')
+        except BaseException:
+            answer.end()
+            raise
+        self.bodies.append(answer)
+        return b'200', (), answer
+
+    def leave(self, url):
+        self.under_way -= 1
+        self.by_url[url] -= 1
+
+
+class LimitedTests(LayerTestCase):
+
+    async def test_so_many_are_under_way_and_the_others_come_in_turn(self):
+        holding = Holding()
+        request = limited(holding, 3)
+        tasks = [self.loop.create_task(request(b'GET', f'http://a.test/{number}')) for number in range(10)]
+        for count in range(3, 11):
+            await turns()
+            self.assertEqual((holding.order, holding.under_way), (
+                [f'http://a.test/{number}' for number in range(count)], 3))
+            holding.bodies[count - 3].end()
+        await asyncio.wait(tasks)
+        self.assertEqual(holding.most, 3)
+
+    async def test_an_origin_has_its_own_limit_and_keeps_no_other_waiting(self):
+        holding = Holding()
+        request = limited(holding, 3, per_origin=2)
+        a = [self.loop.create_task(request(b'GET', url)) for url in ('http://a.test/', 'HTTP://A.test:80/', 'http://a.test/x')]
+        await turns()
+        self.assertEqual(holding.under_way, 2)
+        b = [self.loop.create_task(request(b'GET', 'https://a.test/')) for _ in range(2)]
+        await turns()
+        self.assertEqual((holding.under_way, len(holding.order)), (3, 3))
+        holding.bodies[2].end()  # the one to https
+        await turns()
+        self.assertEqual(holding.order[-1], 'https://a.test/')
+        holding.bodies[0].end()
+        await turns()
+        self.assertEqual(holding.order[-1], 'http://a.test/x')
+        for body in holding.bodies:
+            body.end()
+        await asyncio.wait(a + b)
+        self.assertEqual(len(holding.bodies), 5)
+
+    async def test_a_slot_is_free_again_however_a_response_ends(self):
+        def halts(peer):
+            peer.send(OK + b'content-length: 5\r\n\r\nhe')
+            peer.read_to_close()
+
+        def breaks_off(peer):
+            peer.send(OK + b'content-length: 5\r\n\r\nhe')
+            peer.abort()
+
+        whole = OK + b'content-length: 5\r\n\r\nhello'
+        request, _ = self.pool(socket_timeout=0.2)
+        request = limited(request, 1, per_origin=1, timeout=5)
+        url = f'http://a.test:{self.site()}/'
+        kept = []
+        for how, answer in (
+                ('a 204 kept in a variable', b'HTTP/1.1 204 No Content\r\n\r\n'), ('one of no length kept', OK_EMPTY),
+                ('a complete one kept', whole), ('read', whole), ('closed', halts), ('dropped', halts),
+                ('dropped in another thread', halts), ('breaks off', breaks_off), ('times out', halts),
+                ('malformed', b'nonsense\r\n\r\n'), ('no answer', lambda peer: peer.abort()), ('cancelled', halts),
+                ('HEAD', whole)):
+            with self.subTest(how):
+                self.answers = [answer]
+                if how in ('malformed', 'no answer'):
+                    with self.assertRaises(HttpDataError):
+                        await request(b'POST', url)
+                    continue
+                _, _, body = await request(b'HEAD' if how == 'HEAD' else b'GET', url)
+                if how.endswith('kept') or how.startswith('a 204') or how == 'HEAD':
+                    kept.append(body)
+                elif how == 'closed':
+                    await body.aclose()
+                elif how == 'cancelled':
+                    task = self.loop.create_task(buffered(body))
+                    await asyncio.sleep(0.05)
+                    task.cancel()
+                    await asyncio.wait([task])
+                elif how == 'dropped in another thread':
+                    holder = [body]
+                    body = None
+                    thread = threading.Thread(target=holder.clear)
+                    thread.start()
+                    thread.join()
+                elif how != 'dropped':
+                    with contextlib.suppress(HttpDataError):
+                        await buffered(body)
+                task = body = None
+        code, _, _ = await request(b'GET', url)
+        self.assertEqual(code, b'200')
+
+    async def test_waiting_has_its_own_clock_and_error(self):
+        holding = Holding()
+        request = limited(holding, 1, timeout=0.1)
+        _, _, body = await request(b'GET', 'http://a.test/')
+        began = time.monotonic()
+        error = await self.raises(HttpLimitTimeout, request(b'GET', 'http://a.test/'))
+        self.assertIsInstance(error, HttpConnectionTimeout)
+        self.assertIsInstance(error, asyncio.TimeoutError)
+        self.assertTrue(0.09 < time.monotonic() - began < 5)
+        self.assertIn('0.1 s', str(error))
+        body.end()
+        await request(b'GET', 'http://a.test/')
+        request = limited(Holding(), 5, per_origin=1, timeout=0.1)
+        await request(b'GET', 'http://a.test/')
+        waiting = [self.loop.create_task(request(b'GET', 'http://a.test/')) for _ in range(3)]
+        await request(b'GET', 'http://b.test/')
+        for task in waiting:
+            await self.raises(HttpLimitTimeout, task)
+
+    async def test_a_layer_that_retries_passes_that_on_at_once(self):
+        request = limited(Holding(), 1, timeout=0.05)
+        await request(b'GET', 'http://a.test/')
+        began = time.monotonic()
+        await self.raises(HttpLimitTimeout, retried(request, backoff=lambda _: 60)(b'GET', 'http://a.test/'))
+        self.assertLess(time.monotonic() - began, 5)
+
+    async def test_of_10000_tasks_with_thousands_cancelled_every_slot_is_free_afterwards(self):
+        holding = Holding(seconds=0.002)
+        request = limited(holding, 100, per_origin=20, timeout=0.5)
+        urls = [f'http://{name}.test/' for name in 'abcdefgh']
+        outcomes = collections.Counter()
+
+        async def one(url):
+            try:
+                _, _, body = await request(b'GET', url, fails=0.1)
+                if random.random() < 0.5:
+                    await buffered(body)
+                else:
+                    await asyncio.sleep(0)
+                    body.end()
+                outcomes['done'] += 1
+            except BaseException as error:
+                if not isinstance(error, (HttpError, asyncio.CancelledError)):
+                    raise
+                outcomes[type(error).__name__] += 1
+                for body in holding.bodies:
+                    body.end()
+                del holding.bodies[:]
+                raise
+
+        tasks = [self.loop.create_task(one(random.choice(urls))) for _ in range(10000)]
+        for task in random.sample(tasks, 6000):
+            if random.random() < 0.05:
+                await asyncio.sleep(0)
+            task.cancel()
+        await asyncio.wait(tasks)
+        for task in tasks:
+            if not task.cancelled():
+                task.exception()
+        self.assertGreater(outcomes['CancelledError'] + outcomes['done'], 3000)
+        self.assertLessEqual(holding.most, 100)
+        self.assertLessEqual(max(holding.most_by_url.values()), 20)
+        for body in holding.bodies:
+            body.end()
+        self.assertEqual(holding.under_way, 0)
+        holding.seconds = None
+        bodies = await asyncio.gather(*[request(b'GET', url) for url in urls[:5] for _ in range(20)])
+        self.assertEqual((len(bodies), holding.under_way), (100, 100))
+        await self.raises(HttpLimitTimeout, request(b'GET', urls[5]))
+        await self.raises(HttpLimitTimeout, request(b'GET', urls[0]))
+
+    async def test_one_that_is_cancelled_in_the_turn_in_which_it_got_a_slot_gives_it_back(self):
+        for per_origin in (None, 1):
+            holding = Holding()
+            request = limited(holding, 1, per_origin=per_origin)
+            _, _, body = await request(b'GET', 'http://a.test/')
+            waiting = self.loop.create_task(request(b'GET', 'http://a.test/'))
+            await turns()
+            body.end()
+            waiting.cancel()
+            with self.assertRaises(asyncio.CancelledError):
+                await waiting
+            await asyncio.wait_for(request(b'GET', 'http://a.test/'), 5)
+
+    async def test_1000_requests_at_once_with_256_descriptors_all_succeed(self):
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        port = self.site()
+        bare, _ = self.pool()
+        request = limited(bare, 60)
+        self.addCleanup(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+
+        async def one(number):
+            code, _, body = await request(b'GET', f'http://a.test:{port}/{number}')
+            return code, await buffered(body)
+
+        outcomes = await asyncio.gather(*[one(number) for number in range(1000)])
+        self.assertEqual(set(outcomes), {(b'200', b'')})
+        self.assertEqual(len(self.seen), 1000)
+        self.assertLessEqual(self.accepted, 60)
+
+    def test_it_begins_anew_in_another_loop(self):
+        request = limited(Holding(), 1, per_origin=1)
+        for _ in range(2):
+            loop = new_event_loop()
+            loop.run_until_complete(request(b'GET', 'http://a.test/'))  # whose body is never told to end
+            loop.close()
+
+    async def test_while_its_loop_runs_another_may_not_use_it(self):
+        request = limited(Holding(), 1)
+        await request(b'GET', 'http://a.test/')
+        raised = []
+
+        def elsewhere():
+            loop = new_event_loop()
+            try:
+                loop.run_until_complete(request(b'GET', 'http://a.test/'))
+            except HttpRequestError as error:
+                raised.append(error)
+            loop.close()
+
+        thread = threading.Thread(target=elsewhere)
+        thread.start()
+        thread.join()
+        self.assertIn('another event loop', str(raised[0]))
+
+    async def test_a_request_without_when_done_leaves_no_slot_behind(self):
+        async def request(method, url, params=(), headers=(), body=None):
+            return b'200', (), pieces_of(b'x')
+
+        request = limited(request, 1)
+        for _ in range(2):
+            with self.assertRaises(AttributeError):
+                await request(b'GET', 'http://a.test/')
+
+    def test_what_cannot_be_an_argument_is_refused_at_once(self):
+        for total, kwargs in ((0, {}), (True, {}), (None, {}), ('5', {}), (5, dict(per_origin=0)), (5, dict(per_origin='x'))):
+            with self.assertRaisesRegex(ValueError, 'must be an int of 1 or more, got'):
+                limited(None, total, **kwargs)
+
+    async def test_a_malformed_url_takes_no_slot(self):
+        request = limited(Holding(), 1, per_origin=1)
+        for url in ('nonsense', 'ftp://a.test/', None, [], 'http://a.test/' + 'x' * 5000 + '\n'):
+            await self.raises(HttpRequestError, request(b'GET', url))
+        await request(b'GET', 'http://a.test/' + 'x' * 5000)
+
+
+# -------- authorised, and digest
+
+
+class AuthorisedTests(LayerTestCase):
+
+    async def sites(self):
+        http, other, https = self.site(), self.site(), self.site(tls=server_context('a.test', 'b.test'))
+        return dict(base=f'http://a.test:{http}', case=f'HTTP://A.TEST:{http}', host=f'http://b.test:{http}',
+                    port=f'http://a.test:{other}', subdomain=f'http://www.a.test:{http}', dot=f'http://a.test.:{http}',
+                    scheme=f'https://a.test:{https}')
+
+    def layers(self, at):
+        async def token():
+            return bearer('secret')
+
+        return (
+            ('basic', functools.partial(authorised, at=at, credentials=basic('user', 'secret'))),
+            ('bearer', functools.partial(authorised, at=at, credentials=bearer('secret'))),
+            ('token', functools.partial(authorised, at=at, credentials=token)))
+
+    async def test_credentials_go_to_their_origin_and_nowhere_else(self):
+        at = await self.sites()
+        request, _ = self.pool()
+        for name, layer in self.layers(at['base'] + '/some/path'):
+            for where, url in at.items():
+                with self.subTest((name, where)):
+                    await layer(request)(b'GET', url + '/', headers=((b'x', b'y'),))
+                    self.assertEqual(bool(self.fields()[b'authorization']), where in ('base', 'case'))
+                    self.assertEqual(self.fields()[b'x'], [b'y'])
+                    self.assertNotIn('secret', str([f for f in self.seen[-1][2] if f[0].lower() != b'authorization']))
+
+    async def test_credentials_follow_no_redirect_to_another_origin(self):
+        at = await self.sites()
+        request, _ = self.pool()
+        for name, layer in self.layers(at['base']):
+            for order in (lambda request: redirectable(layer(request), downgrade=True),  # noqa: B023
+                          lambda request: layer(redirectable(request, downgrade=True))):  # noqa: B023
+                for where, code in itertools.product(at, (b'301', b'303', b'307')):
+                    with self.subTest((name, where, code)):
+                        self.answers = [redirect(code, (at[where] + '/').encode())]
+                        await order(request)(b'GET', at['base'] + '/')
+                        self.assertEqual(len(self.fields(-2)[b'authorization']), 1)
+                        self.assertEqual(len(self.fields()[b'authorization']), where in ('base', 'case'))
+
+    async def test_the_callers_own_stands(self):
+        for name, layer in self.layers('http://a.test/'):
+            for headers in (((b'Authorization', b'own'),), {b'authorization': b'own'}, iter([(b'AUTHORIZATION', b'own')])):
+                request = Scripted(b'401')
+                code, _, body = await layer(request)(b'GET', 'http://a.test/', headers=headers)
+                self.assertEqual((code, request.values(b'authorization'), len(request.calls)), (b'401', [b'own'], 1))
+                self.assertFalse(body.is_closed)
+
+    def test_the_values(self):
+        self.assertEqual(basic('Aladdin', 'open sesame'), b'Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ==')  # RFC 7617 §2
+        self.assertEqual(basic('test', '123\xa3'), b'Basic dGVzdDoxMjPCow==')
+        self.assertEqual(bearer('mF_9.B5f-4.1JqM'), b'Bearer mF_9.B5f-4.1JqM')
+        with self.assertRaises(ValueError):
+            basic('user:name', 'x')
+
+    async def test_what_cannot_be_credentials_is_refused_and_not_shown(self):
+        for credentials in ('Bearer secret', None, 5, ('user', 'secret')):
+            with self.assertRaisesRegex(TypeError, 'bytes') as caught:
+                authorised(None, 'http://a.test/', credentials)
+            self.assertNotIn('secret', str(caught.exception))
+        with self.assertRaises(HttpRequestError):
+            authorised(None, 'a.test', b'x')
+
+        async def token():
+            return 'secret'
+
+        with self.assertRaisesRegex(TypeError, 'bytes') as caught:
+            await authorised(Scripted(), 'http://a.test/', token)(b'GET', 'http://a.test/')
+        self.assertNotIn('secret', str(caught.exception))
+
+    async def test_a_malformed_url_is_refused_as_without(self):
+        for _, layer in self.layers('http://a.test/'):
+            await self.raises(HttpRequestError, layer(Scripted())(b'GET', 'nonsense'))
+
+
+class Tokens:
+    """A token function, and a `request` that takes only its latest: t1, t2, ..."""
+
+    def __init__(self, *outcomes, accepts=None):
+        self.count = 0
+        self.outcomes = list(outcomes)  # of calls to come, where they are exceptions
+        self.accepts = accepts
+        self.calls = []
+        self.closed = 0
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    async def get(self):
+        self.count += 1
+        count = self.count
+        await self.gate.wait()
+        if self.outcomes:
+            outcome = self.outcomes.pop(0)
+            if outcome is not None:
+                raise outcome
+        return b't%d' % count
+
+    async def request(self, method, url, params=(), headers=(), body=None, **kwargs):
+        used = [value for name, value in headers if name == b'authorization']
+        self.calls.append((url, used, kwargs))
+        await asyncio.sleep(0)
+        code = b'200' if used == [self.accepts] else b'401'
+        body = FakeBody(code)
+        body.when_done(self.close)
+        return code, (), body
+
+    def close(self):
+        self.closed += 1
+
+
+class TokenTests(LayerTestCase):
+
+    async def test_it_is_asked_for_once_by_all_and_renewed_once_for_all(self):
+        tokens = Tokens(accepts=b't1')
+        request = authorised(tokens.request, 'http://a.test/', tokens.get)
+        for accepts, count, calls in ((b't1', 1, 100), (b't1', 1, 100), (b't2', 2, 200)):
+            del tokens.calls[:]
+            tokens.accepts = accepts
+            answers = await asyncio.gather(*[request(b'GET', 'http://a.test/', params={'a': 'b'}) for _ in range(100)])
+            self.assertEqual({code for code, _, _ in answers}, {b'200'})
+            self.assertEqual((tokens.count, len(tokens.calls)), (count, calls))
+        self.assertEqual({url for url, *_ in tokens.calls}, {'http://a.test/?a=b'})
+        self.assertEqual(tokens.closed, 100)  # those of the 401s
+
+    async def test_one_that_is_refused_twice_is_the_callers_answer(self):
+        tokens = Tokens(accepts=None)
+        request = authorised(tokens.request, 'http://a.test/', tokens.get)
+        for count in (2, 3, 4):
+            code, _, body = await request(b'GET', 'http://a.test/', x=count)
+            self.assertEqual((code, await buffered(body), tokens.count), (b'401', b'401', count))
+        self.assertEqual([kwargs['x'] for *_, kwargs in tokens.calls], [2, 2, 3, 3, 4, 4])
+
+    async def test_a_body_that_can_be_sent_once_is_not_sent_again_but_the_token_is_renewed(self):
+        tokens = Tokens(accepts=b't2')
+        request = authorised(tokens.request, 'http://a.test/', tokens.get)
+        code, _, body = await request(b'PUT', 'http://a.test/', body=pieces_of(b'x'))
+        self.assertEqual((code, await buffered(body), len(tokens.calls)), (b'401', b'401', 1))
+        code, _, _ = await request(b'PUT', 'http://a.test/', body=streamed(b'x'))
+        self.assertEqual((code, len(tokens.calls), tokens.count), (b'200', 2, 2))
+
+    async def test_what_it_raises_passes_to_all_that_wait_and_the_next_asks_again(self):
+        for error in (KeyError('own'), HttpConnectionClosedError('broke off'), HttpConnectionError('refused')):
+            tokens = Tokens(error, accepts=b't2')
+            tokens.gate.clear()
+            request = authorised(tokens.request, 'http://a.test/', tokens.get)
+            tasks = [self.loop.create_task(request(b'GET', 'http://a.test/')) for _ in range(10)]
+            await turns()
+            tokens.gate.set()
+            for outcome in await asyncio.gather(*tasks, return_exceptions=True):
+                self.assertIs(outcome, error)
+            self.assertEqual((tokens.count, tokens.calls), (1, []))
+            code, _, _ = await request(b'GET', 'http://a.test/')
+            self.assertEqual((code, tokens.count), (b'200', 2))
+            error.__traceback__ = None
+            del tasks[:], outcome
+
+    async def test_after_a_401_what_it_raises_never_says_that_nothing_was_sent(self):
+        for error, raised in ((HttpConnectionError('refused'), HttpDataError), (HttpRequestError('is closed'), HttpDataError),
+                              (HttpConnectionClosedError('was cut off'), HttpConnectionClosedError)):
+            tokens = Tokens(None, error, accepts=b't2')
+            caught = await self.raises(raised, authorised(tokens.request, 'http://a.test/', tokens.get)(
+                b'POST', 'http://a.test/'))
+            self.assertTrue(caught.answered)
+            self.assertIn(str(error), str(caught))
+            if raised is HttpDataError:
+                self.assertIn('401', str(caught))
+        request = Scripted(b'401', HttpConnectionError('refused'))
+        error = await self.raises(HttpDataError, authorised(request, 'http://a.test/', Tokens().get)(
+            b'POST', 'http://a.test/'))
+        self.assertTrue(error.answered)
+        self.assertTrue(request.bodies[0].is_closed)
+
+    async def test_where_the_one_that_asks_is_cancelled_the_next_asks(self):
+        tokens = Tokens(accepts=b't2')
+        tokens.gate.clear()
+        request = authorised(tokens.request, 'http://a.test/', tokens.get)
+        tasks = [self.loop.create_task(request(b'GET', 'http://a.test/')) for _ in range(5)]
+        await turns()
+        tasks[1].cancel()
+        tasks[0].cancel()
+        await turns()
+        self.assertEqual(tokens.count, 2)
+        tokens.gate.set()
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+        self.assertEqual([isinstance(each, asyncio.CancelledError) for each in outcomes], [True, True, False, False, False])
+        self.assertEqual({each[0] for each in outcomes[2:]}, {b'200'})
+        self.assertEqual(tokens.count, 2)
+
+    async def test_a_stray_401_of_an_old_token_does_not_renew_the_new_one(self):
+        tokens = Tokens(accepts=b't1')
+        request = authorised(tokens.request, 'http://a.test/', tokens.get)
+        await request(b'GET', 'http://a.test/')
+        tokens.accepts = b't2'
+        slow = self.loop.create_task(request(b'GET', 'http://a.test/'))
+        await request(b'GET', 'http://a.test/')
+        await slow
+        self.assertEqual(tokens.count, 2)
+
+
+CHALLENGE = b'Digest realm="r", nonce="n", qop="auth"'
+
+
+class DigestTests(LayerTestCase):
+
+    def test_the_example_of_rfc_7616(self):
+        """§3.9.1"""
+        for algorithm, response in (
+                ('MD5', b'8ca523f5e9506fed4657c9700eebdbec'),
+                ('SHA-256', b'753927fa0e85d155564e2e272a28d1802ca10daf4496794697cf8db5856cb6c1')):
+            challenge = dict(realm='http-auth@example.org', qop='auth, auth-int', algorithm=algorithm, count=0,
+                             nonce='7ypf/xlj9XXwfDPEoM4URrv/xwf94BcCAzFZH4GiTo0v',
+                             opaque='FQhe/qaU925kfnzjCev0ciny7QMkPqMAFRtzCUYo5tdS')
+            self.assertEqual(lowhaio_layers.digest_credentials(
+                challenge, 'Mufasa', 'Circle of Life', b'GET', b'/dir/index.html',
+                b'f2/wE4q74E6zIJEtWaHKaf5wv/H5QzzpXusqGemxURZJ'),
+                b'Digest username="Mufasa", realm="http-auth@example.org", '
+                b'nonce="7ypf/xlj9XXwfDPEoM4URrv/xwf94BcCAzFZH4GiTo0v", uri="/dir/index.html", response="' + response +
+                b'", algorithm=' + algorithm.encode() + b', opaque="FQhe/qaU925kfnzjCev0ciny7QMkPqMAFRtzCUYo5tdS", '
+                b'qop=auth, nc=00000001, cnonce="f2/wE4q74E6zIJEtWaHKaf5wv/H5QzzpXusqGemxURZJ"')
+            self.assertEqual(challenge['count'], 1)
+
+    CHALLENGES = (
+        # values of www-authenticate, the nonce of the one that is answered
+        ((), None), ((b'',), None), ((b'Basic realm="r"',), None), ((b'Digest',), None), ((b'Digest realm="r"',), None),
+        ((b'Digest nonce="n"',), None), ((CHALLENGE,), 'n'), ((b'DIGEST Realm="r",NONCE="n"',), 'n'),
+        ((b'Basic realm="x", Digest realm="r", nonce="n", Negotiate abc==',), 'n'),
+        ((b'Negotiate', b'Basic realm="x"', b'digest realm="" , nonce=n',), 'n'),
+        ((b'Digest realm="r", nonce="1", algorithm=SHA-512-256, Digest realm="r", nonce="2", algorithm=MD5',), '2'),
+        ((b'Digest realm="r", nonce="1", algorithm=sha-256, Digest realm="r", nonce="2"',), '1'),
+        ((b'Digest realm="r", nonce="1", qop="auth-int"',), None),
+        ((b'Digest realm="r", nonce="1", qop="auth-int, AUTH"',), '1'),
+        ((b'Digest realm="a, Digest nonce=x", nonce="q\\"\\\\"',), 'q"\\'),
+        ((b'Digest realm="r", nonce="1", nonce="2"',), '1'),
+        ((b'Digest realm="r, nonce="1',), None), ((b'"' * 10000,), None), ((b'Digest ' + b'a="\\' * 10000,), None),
+        ((b'Digest ' + b' ' * 100000 + b'\x80',), None), ((b'a=' * 50000,), None),
+    )
+
+    def test_which_challenge_is_answered(self):
+        for values, nonce in self.CHALLENGES:
+            with self.subTest(values[:1] and values[0][:50]):
+                began = time.process_time()
+                found = lowhaio_layers.digest_challenge([(b'www-authenticate', value) for value in values])
+                self.assertEqual(found and found['nonce'], nonce)
+                self.assertLess(time.process_time() - began, 0.5)
+
+    async def test_it_answers_once_challenged_and_keeps_the_nonce(self):
+        request = Scripted((b'401', ((b'www-authenticate', CHALLENGE),), b'x'), b'200', b'200')
+        layer = digest(request, 'http://a.test', 'user', 'secret')
+        for _ in range(2):
+            code, _, _ = await layer(b'GET', 'http://a.test/x y?z', params={'a': 'b'}, headers={b'x': b'y'}, other=5)
+            self.assertEqual(code, b'200')
+        self.assertEqual([url for _, url, *_ in request.calls], ['http://a.test/x y?z&a=b'] * 3)
+        sent = [request.values(b'authorization', index) for index in range(3)]
+        self.assertEqual((len(request.calls), sent[0]), (3, []))
+        self.assertTrue(request.bodies[0].is_closed)
+        for (value,), count in zip(sent[1:], (b'nc=00000001', b'nc=00000002')):
+            self.assertIn(count, value)
+            self.assertIn(b'uri="/x%20y?z&a=b"', value)
+            self.assertNotIn(b'secret', value)
+        self.assertNotEqual(*[re.search(b'cnonce="(.+?)"', value).group(1) for value, in sent[1:]])
+
+    async def test_stale_nonces_wrong_passwords_and_what_cannot_be_sent_again(self):
+        again = b'Digest realm="r", nonce="m", stale=true'
+        refused = (b'401', ((b'www-authenticate', CHALLENGE),), b'no')
+        layer = None
+        for what, outcomes, code, calls in (
+                ('challenged', (refused, b'200'), b'200', 2), ('stale', ((b'401', ((b'www-authenticate', again),)), b'200'), b'200', 2),
+                ('wrong', (refused, refused), b'401', 2), ('wrong again', (refused, refused), b'401', 2),
+                ('not digest', ((b'401', ((b'www-authenticate', b'Basic realm="x"'),)),), b'401', 1),
+                ('403', (b'403',), b'403', 1), ('challenged once more', (refused, b'200'), b'200', 2)):
+            with self.subTest(what):
+                request = Scripted(*outcomes)
+                layer = layer or digest(lambda *args, **kwargs: request(*args, **kwargs), 'http://a.test', 'user', 'x')  # noqa: B023
+                answer = await layer(b'PUT', 'http://a.test/', body=streamed(b'x'))
+                self.assertEqual((answer[0], len(request.calls)), (code, calls))
+                if what == 'wrong again':  # the wrong one is told once in a request, and not twice
+                    self.assertEqual([len(request.values(b'authorization', index)) for index in (0, 1)], [0, 1])
+        request = Scripted(refused, b'200')
+        layer = digest(request, 'http://a.test', 'user', 'x')
+        code, _, body = await layer(b'PUT', 'http://a.test/', body=pieces_of(b'x'))
+        self.assertEqual((code, await buffered(body)), (b'401', b'no'))
+        code, _, _ = await layer(b'PUT', 'http://a.test/', body=pieces_of(b'x'))
+        self.assertEqual((code, len(request.values(b'authorization'))), (b'200', 1))
+
+    async def test_after_a_401_no_error_says_that_nothing_was_sent(self):
+        request = Scripted((b'401', ((b'www-authenticate', CHALLENGE),)), HttpConnectionError('refused'))
+        error = await self.raises(HttpDataError, digest(request, 'http://a.test', 'u', 'p')(b'POST', 'http://a.test/'))
+        self.assertTrue(error.answered)
+        self.assertIn('401', str(error))
+        self.assertIn('refused', str(error))
+
+    async def test_another_origins_challenge_is_not_answered_and_the_callers_own_header_stands(self):
+        for url, headers in (('http://b.test/', ()), ('https://a.test/', ()), ('http://a.test:81/', ()),
+                             ('http://a.test/', ((b'Authorization', b'own'),))):
+            request = Scripted((b'401', ((b'www-authenticate', CHALLENGE),)))
+            layer = digest(request, 'http://a.test', 'user', 'secret')
+            code, _, _ = await layer(b'GET', url, headers=headers)
+            self.assertEqual((code, len(request.calls), request.calls[0][3]), (b'401', 1, headers))
+
+    def test_what_is_sent_for_each_kind_of_challenge(self):
+        def h(algorithm, *parts):
+            return hashlib.new(algorithm, b':'.join(parts)).hexdigest().encode()
+
+        for user, realm, extra, response, also in (
+                ('u', 'r', {}, h('md5', h('md5', b'u', b'r', b'p'), b'n', h('md5', b'GET', b'/')), ()),
+                ('u', 'r', dict(algorithm='SHA-256-sess'),
+                 h('sha256', h('sha256', h('sha256', b'u', b'r', b'p'), b'n', b'c'), b'n', h('sha256', b'GET', b'/')),
+                 (b'algorithm=SHA-256-sess',)),
+                ('u"\\', '\xe9"', {}, h('md5', h('md5', b'u"\\', b'\xe9"', b'p'), b'n', h('md5', b'GET', b'/')),
+                 (b'username="u\\"\\\\"', b'realm="\xe9\\""')),
+                ('J\xe4s\xf8n', 'r', {}, h('md5', h('md5', 'J\xe4s\xf8n'.encode(), b'r', b'p'), b'n', h('md5', b'GET', b'/')),
+                 (b"username*=UTF-8''J%C3%A4s%C3%B8n",))):
+            with self.subTest((user, extra)):
+                value = lowhaio_layers.digest_credentials(
+                    dict(extra, realm=realm, nonce='n', count=0), user, 'p', b'GET', b'/', b'c')
+                self.assertIn(b'response="' + response + b'"', value)
+                self.assertNotIn(b'nc=', value)
+                for part in also:
+                    self.assertIn(part, value)
