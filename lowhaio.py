@@ -14,21 +14,29 @@ import collections
 import contextlib
 import errno
 import functools
+import inspect
 import ipaddress
 import os
 import re
 import select
 import socket
 import ssl
+import threading
 import time
 import urllib.parse
 import weakref
+
+try:
+    import contextvars
+except ImportError:  # Python 3.6
+    contextvars = None
 
 from aiodnsresolver import TYPES, DnsRecordDoesNotExist, Resolver
 
 __all__ = (
     'Pool', 'streamed', 'buffered', 'redirectable', 'connect_directly', 'get_ssl_context_default',
-    'set_sock_options_default', 'IDEMPOTENT', 'replayable', 'origin', 'url_with_params',
+    'set_sock_options_default', 'IDEMPOTENT', 'replayable', 'origin', 'url_with_params', 'Request', 'ResponseBody',
+    'Connection',
     'HttpError', 'HttpRequestError', 'HttpConnectionError', 'HttpDnsError', 'HttpTlsError', 'HttpConnectionTimeout',
     'HttpDataError', 'HttpBodyError', 'HttpConnectionClosedError', 'HttpProtocolError', 'HttpHeaderTooLong',
     'HttpRedirectError', 'HttpDataTimeout',
@@ -55,10 +63,13 @@ MAX_REMEMBERED_LENGTH = 4096
 MAX_SHOWN = 40
 # Seconds for which an answer of the DNS stands at least: the resolver gives entries of /etc/hosts no time at all.
 MIN_TTL = 1
+# Seconds for which the last answer stands where a look-up failed for a passing reason.
+STANDING_SECONDS = 10
 # Seconds by which a connection is retired before the server's own `keep-alive: timeout`, for bytes on their way.
 KEEP_ALIVE_MARGIN = 1
 # The methods that a server may be asked twice to do what they ask for once. RFC 9110 §9.2.2
 IDEMPOTENT = frozenset((b'GET', b'HEAD', b'OPTIONS', b'TRACE', b'PUT', b'DELETE'))
+__version__ = '0.1.0'
 
 
 def remember(cache, key, value):
@@ -67,6 +78,31 @@ def remember(cache, key, value):
     cache[key] = value
     if len(cache) > MAX_REMEMBERED:
         del cache[next(iter(cache))]
+
+
+def check_seconds(name, seconds, least=None):
+    """Raises TypeError or ValueError if it is not a number above 0, or of `least` or more"""
+    what = f'{name} must be a number of seconds ' + ('above 0' if least is None else f'of {least} or more')
+    if not isinstance(seconds, (int, float)) or isinstance(seconds, bool):
+        raise TypeError(f'{what}, float(\'inf\') for no limit, got {seconds!r:.100}')
+    if not (seconds > 0 if least is None else seconds >= least):  # as NaN is not
+        raise ValueError(f'{what}, got {seconds!r:.100}')
+
+
+def check_count(name, count, least):
+    """Raises TypeError or ValueError if it is not an int of `least` or more"""
+    if not isinstance(count, int) or isinstance(count, bool):
+        raise TypeError(f'{name} must be an int of {least} or more, got {count!r:.100}')
+    if count < least:
+        raise ValueError(f'{name} must be {least} or more, got {count}')
+
+
+def check_function(name, function, what):
+    """Raises TypeError if it cannot be called, or is a coroutine function where a plain one is wanted"""
+    if not callable(function):
+        raise TypeError(f'{name} must be a function {what}, got {type(function).__name__}')
+    if name != 'connect' and inspect.iscoroutinefunction(function):
+        raise TypeError(f'{name} must be a plain function {what}, got a coroutine function')
 
 
 # -------- Errors: whose fault, in which phase, may the request be sent again?
@@ -93,7 +129,7 @@ class HttpTlsError(HttpConnectionError):
 
 
 class HttpConnectionTimeout(HttpConnectionError, asyncio.TimeoutError):
-    """Connecting, or the TLS handshake, took longer than `socket_timeout` seconds"""
+    """Connecting, or the TLS handshake, took longer than `connect_timeout` seconds"""
 
 
 class HttpDataError(HttpError):
@@ -948,6 +984,22 @@ def chunked_decoder(max_header_length):
     return decode
 
 
+def runs_elsewhere(loop):
+    """Whether another thread runs this loop, so that its readers and timers may not be touched from here"""
+    return loop.is_running() and asyncio._get_running_loop() is not loop
+
+
+def call_back(loop, callbacks):
+    """Calls each; what one raises hinders no other, and goes to the loop's exception handler"""
+    for callback in callbacks:
+        try:
+            callback()
+        except Exception as error:
+            if loop is None:
+                raise
+            loop.call_exception_handler({'message': 'A callback of when_done failed', 'exception': error})
+
+
 class ResponseBody:
     """A response's body: an async iterator of non-empty bytes
 
@@ -986,13 +1038,23 @@ class ResponseBody:
         """Gives the rest of the body up, and closes the connection"""
         self._ready = b''
 
+    def when_done(self, callback):
+        """Calls `callback()` once the body needs its connection no more: ended, broke off, closed or dropped
+
+        At once, if that is so already. Any number of them, each is called once, in this order. Where the body is
+        dropped in another thread, by the loop's `call_soon_threadsafe`. A callback must not refer to the body: it would
+        never be dropped.
+        """
+        check_function('callback', callback, 'without arguments')
+        call_back(asyncio._get_running_loop(), (callback,))
+
 
 class _ReceivedBody(ResponseBody):
     """One of which more is to come: it owns the connection until the body is complete
 
     Not an async generator, since one that was never started does not run its `finally`, and would strand the socket.
     """
-    __slots__ = ('_connection', '_decode', '_release', '_seconds', '_is_read')
+    __slots__ = ('_connection', '_decode', '_release', '_seconds', '_is_read', '_loop', '_callbacks')
 
     def __init__(self, ready, connection, sent_all, decode, release, seconds):
         super().__init__(ready, None, connection.reused, sent_all)
@@ -1001,6 +1063,8 @@ class _ReceivedBody(ResponseBody):
         self._release = release
         self._seconds = seconds  # that each wait may last
         self._is_read = False
+        self._loop = connection.loop
+        self._callbacks = ()
 
     async def __anext__(self):
         if self._is_read:
@@ -1028,6 +1092,7 @@ class _ReceivedBody(ResponseBody):
             if self._connection is not None:  # else it was closed by `aclose`
                 self._connection, self._failure = None, HttpConnectionClosedError('The body broke off early')
             connection.close()
+            self._done()
             if isinstance(error, OSError):
                 raise with_facts(data_error(error, 'receiving the body'), self.reused, answered=True) from error
             if isinstance(error, HttpDataError):
@@ -1039,23 +1104,58 @@ class _ReceivedBody(ResponseBody):
             release, self._release, self._decode, self._connection = self._release, None, None, None
             self._failure = end if isinstance(end, HttpError) else None
             release(connection, end == b'')
+            self._done()
 
     async def aclose(self):
         connection, self._connection, self._ready = self._connection, None, b''
         if connection is not None:
             connection.close()
+            self._done()
+
+    def when_done(self, callback):
+        check_function('callback', callback, 'without arguments')
+        if self._connection is None:
+            call_back(self._loop, (callback,))
+        else:
+            self._callbacks += (callback,)
+
+    def _done(self):
+        callbacks, self._callbacks = self._callbacks, ()
+        call_back(self._loop, callbacks)
 
     def __del__(self):
-        if self._connection is not None:
-            self._connection.abandon()
+        if self._connection is None:
+            return
+        self._connection.abandon()
+        if not self._callbacks or not runs_elsewhere(self._loop):
+            self._done()
+            return
+        with contextlib.suppress(RuntimeError):  # the loop was closed
+            self._loop.call_soon_threadsafe(call_back, self._loop, self._callbacks)
 
 
-async def buffered(body):
-    """All of a body, an async iterable of bytes-like, as bytes"""
-    if type(body) is ResponseBody and body._failure is None:
+async def buffered(body, most=None):
+    """All of a body, an async iterable of bytes-like, as bytes; more than `most` of them raise HttpDataError
+
+    Then the body is closed.
+    """
+    if most is not None:
+        check_count('most', most, 0)
+    if type(body) is ResponseBody and body._failure is None and (most is None or len(body._ready) <= most):
         ready, body._ready = body._ready, b''  # complete: 2 µs less
         return ready
-    return b''.join([chunk async for chunk in body])
+    if most is None:
+        return b''.join([piece async for piece in body])
+    pieces, size, iterator = [], 0, body.__aiter__()
+    async for piece in iterator:
+        pieces.append(piece)
+        size += memoryview(piece).nbytes
+        if size > most:
+            if hasattr(iterator, 'aclose'):
+                await iterator.aclose()
+            error = HttpDataError(f'The body is longer than {most} bytes')
+            raise with_facts(error, getattr(body, 'reused', False), answered=True)
+    return b''.join(pieces)
 
 
 # -------- TCP connections
@@ -1099,15 +1199,20 @@ class _Socket(socket.socket):
             self.close()
 
 
-def runs_elsewhere(loop):
-    """Whether another thread runs this loop, so that its readers and timers may not be touched from here"""
-    return loop.is_running() and asyncio._get_running_loop() is not loop
+def in_empty_context():
+    """A function that calls one in an empty context: a connection must not keep that of the task that opened it"""
+    if contextvars is None:
+        return lambda function, *args: function(*args)
+    return contextvars.Context().run
 
 
-def moving_timer(loop, on_time):
+def moving_timer(loop, on_time, run):
     """(begin, cancel) of a timer that calls `on_time(seconds)` so many seconds after the last `begin(seconds)`
 
-    One handle, which moves when it fires too early, instead of one for each wait: 0.15 µs instead of 1.5 to 2.9.
+    `run` is `in_empty_context()`.
+
+    One handle, which moves when it fires too early, instead of one for each wait: 0.15 µs instead of 1.5 to 2.9. For
+    infinitely many seconds there is none.
     """
     clock, handle = loop.time, None
     fires_at, deadline, patience = float('inf'), 0.0, 0.0
@@ -1122,15 +1227,15 @@ def moving_timer(loop, on_time):
     # Both are given the callback: naming itself would be a reference cycle.
     def arm(callback):
         nonlocal handle, fires_at
-        fires_at, handle = deadline, loop.call_at(deadline, callback, callback)
+        fires_at, handle = deadline, run(loop.call_at, deadline, callback, callback)
 
     def on_handle(itself):
         nonlocal handle, fires_at
         handle, fires_at = None, float('inf')
-        if clock() < deadline:
-            arm(itself)
-        else:
+        if clock() >= deadline:
             on_time(patience)
+        elif deadline < float('inf'):
+            arm(itself)
 
     def cancel():
         nonlocal handle, fires_at
@@ -1232,6 +1337,7 @@ def tcp_connection(loop, sock, recv_bufsize):
     """
     fileno = sock.fileno()
     pid = os.getpid()
+    run = in_empty_context()
     is_open = True
     waiter = None   # the future of the one task that waits here
     watcher = None  # who is told, while no task waits
@@ -1264,7 +1370,7 @@ def tcp_connection(loop, sock, recv_bufsize):
     def listen():
         nonlocal has_reader
         if not has_reader:
-            loop.add_reader(fileno, on_readable)
+            run(loop.add_reader, fileno, on_readable)
             has_reader = True
 
     def stop_listening():
@@ -1341,7 +1447,7 @@ def tcp_connection(loop, sock, recv_bufsize):
             close()
 
     receive, send, heard, yielded, idle = socket_calls(sock, recv_bufsize, on_refused)
-    begin_timer, cancel_timer = moving_timer(loop, on_time)
+    begin_timer, cancel_timer = moving_timer(loop, on_time, run)
     listen()
     return Connection(receive, send, wait, watch, close, abandon)
 
@@ -1561,7 +1667,7 @@ async def tls_connection(inner, context, host, recv_bufsize, seconds):
 # -------- The addresses of names
 
 
-def Names(loop, get_dns_resolver, socket_timeout):
+def Names(loop, get_dns_resolver):
     """(look_up, close) of the addresses of hosts, in this event loop"""
     is_open = True
     resolve = clear_cache = None
@@ -1579,8 +1685,8 @@ def Names(loop, get_dns_resolver, socket_timeout):
         task.cancel()
         await asyncio.wait([task], timeout=1)
 
-    async def look_up(host, record_type):
-        """The host's current addresses, as a tuple of str; raises HttpDnsError"""
+    async def look_up(host, record_type, seconds):
+        """The host's current addresses, as a tuple of str, within so many seconds; raises HttpDnsError"""
         nonlocal resolve, clear_cache
         expires_at, known = addresses.get((host, record_type), (0, None))
         if expires_at > loop.time():
@@ -1595,7 +1701,7 @@ def Names(loop, get_dns_resolver, socket_timeout):
         task = loop.create_task(resolved(host.rstrip('.'), record_type))
         task.add_done_callback(lambda task: task.cancelled() or task.exception())
         try:
-            done, _ = await asyncio.wait([task], timeout=socket_timeout)
+            done, _ = await asyncio.wait([task], timeout=seconds if seconds < float('inf') else None)
             if not done:
                 await cancelled(task)
         except asyncio.CancelledError:
@@ -1604,7 +1710,7 @@ def Names(loop, get_dns_resolver, socket_timeout):
         finally:
             task.cancel()
         error = \
-            asyncio.TimeoutError(f'no answer in {socket_timeout:g} seconds') if not done else \
+            asyncio.TimeoutError(f'no answer in {seconds:g} seconds') if not done else \
             asyncio.CancelledError() if task.cancelled() else \
             task.exception()
         least = MIN_TTL
@@ -1615,7 +1721,7 @@ def Names(loop, get_dns_resolver, socket_timeout):
         else:
             # A passing failure: the last answer stands a while longer, or each request would wait for the next one.
             _, answers = addresses.get((host, record_type), (0, ()))
-            least = socket_timeout
+            least = STANDING_SECONDS
             if not answers:
                 raise HttpDnsError(f'The look-up of {host} failed: {describe(error)}') from error
         known = tuple(str(address) for address in answers)
@@ -1661,8 +1767,8 @@ def time_out(waiter, seconds):
         waiter.set_exception(socket.timeout(f'not connected for {seconds:g} seconds'))
 
 
-async def connected_socket(loop, family, address, set_sock_options, socket_timeout):
-    """A non-blocking stream socket, connected to an address of its family; raises OSError"""
+async def connected_socket(loop, family, address, set_sock_options, seconds):
+    """A non-blocking stream socket, connected to an address of its family within so many seconds; raises OSError"""
     sock = _Socket(family, socket.SOCK_STREAM)
     fileno = sock.fileno()
     connected = None
@@ -1672,12 +1778,15 @@ async def connected_socket(loop, family, address, set_sock_options, socket_timeo
         error = sock.connect_ex(address)
         if error in (errno.EINPROGRESS, errno.EINTR):
             connected = loop.create_future()
-            timer = loop.call_later(socket_timeout, time_out, connected, socket_timeout)
+            timer = None
+            if seconds < float('inf'):  # cancelled, it stays in the loop's heap for a while, and its context with it
+                timer = in_empty_context()(loop.call_later, seconds, time_out, connected, seconds)
             try:
                 loop.add_writer(fileno, lambda: connected.done() or connected.set_result(None))
                 await connected
             finally:
-                timer.cancel()
+                if timer is not None:
+                    timer.cancel()
                 loop.is_closed() or loop.remove_writer(fileno)
             error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if error:
@@ -1851,8 +1960,33 @@ def exchange_error(error, send_error, is_blocked):
 # Seconds, of a clock that counts the time asleep: a server does not sleep with a laptop.
 idle_clock = functools.partial(time.clock_gettime, getattr(time, 'CLOCK_BOOTTIME', time.CLOCK_MONOTONIC))
 # Of a pool, as its arguments say
-Limits = collections.namedtuple(
-    'Limits', 'keep_alive_timeout socket_timeout expect_timeout recv_bufsize max_header_length')
+Limits = collections.namedtuple('Limits', (
+    'keep_alive_timeout', 'connect_timeout', 'socket_timeout', 'expect_timeout', 'max_idle', 'recv_bufsize',
+    'max_header_length'))
+
+
+def check_limits(limits):
+    check_seconds('keep_alive_timeout', limits.keep_alive_timeout, 0)
+    check_seconds('connect_timeout', limits.connect_timeout)
+    check_seconds('socket_timeout', limits.socket_timeout)
+    check_seconds('expect_timeout', limits.expect_timeout, 0)
+    check_count('max_idle', limits.max_idle, 0)
+    check_count('recv_bufsize', limits.recv_bufsize, 1)
+    check_count('max_header_length', limits.max_header_length, 1)
+
+
+def of_request(limits, connect_timeout, socket_timeout):
+    """The Limits of a request that has these seconds of its own; raises HttpRequestError"""
+    own = [(name, seconds) for name, seconds in
+           (('connect_timeout', connect_timeout), ('socket_timeout', socket_timeout)) if seconds is not None]
+    try:
+        for name, seconds in own:
+            check_seconds(name, seconds)
+    except (TypeError, ValueError) as error:
+        failure = HttpRequestError(str(error))
+    else:
+        return limits._replace(**dict(own))
+    raise failure
 
 
 def composer():
@@ -1886,9 +2020,10 @@ def composer():
     return composed, forget
 
 
-def idle_connections():
+def idle_connections(max_idle):
     """(keep, take, drop): connections that wait for another request, by their key, the most recently used last"""
-    idle = {}  # (scheme, host, port): [connections]
+    idle = {}    # (scheme, host, port): [connections]
+    by_age = {}  # {connection: None} of all of these, the least recently used first
 
     def keep(connection, seconds):
         try:
@@ -1898,6 +2033,17 @@ def idle_connections():
             return
         connection.expires_at = idle_clock() + seconds
         idle.setdefault(connection.key, []).append(connection)
+        by_age[connection] = None
+        if len(by_age) > max_idle:
+            retire(next(iter(by_age)))
+
+    def retire(connection):
+        del by_age[connection]
+        connections = idle[connection.key]
+        connections.remove(connection)
+        if not connections:
+            del idle[connection.key]
+        connection.close()
 
     def take(key):
         """The most recently used whose time is not over, which is the caller's now, or None"""
@@ -1906,6 +2052,7 @@ def idle_connections():
             connection = connections.pop()
             if not connections:
                 del idle[key]
+            del by_age[connection]
             connection.watch(None)
             if connection.expires_at > idle_clock():
                 connection.reused, connection.answered = True, False
@@ -1917,16 +2064,13 @@ def idle_connections():
         # Over TLS a session ticket is fine; all else is a server that closed, or that speaks unasked.
         if not is_over and fault_of(connection) is None:
             return
-        connections = idle.get(connection.key, ())
-        if connection in connections:  # else another thread has dropped it, a moment ago
-            connections.remove(connection)
-            if not connections:
-                del idle[connection.key]
-        connection.close()
+        if connection in by_age:  # else another thread has dropped it, a moment ago
+            retire(connection)
 
     def drop(abandoned):
         """Closes all, or only lets go of them where they may not be touched"""
-        connections = [connection for connections in idle.values() for connection in connections]
+        connections = list(by_age)
+        by_age.clear()
         idle.clear()
         for connection in connections:
             if abandoned:
@@ -1937,12 +2081,16 @@ def idle_connections():
     return keep, take, drop
 
 
-def opener(loop, connect, look_up, get_ssl_context, set_sock_options, limits):
-    """A function that opens a connection in this event loop: `await open_connection(key)` gives a Connection"""
+def opener(loop, connect, look_up, get_ssl_context, set_sock_options, recv_bufsize):
+    """A function that opens a connection in this event loop: `await open_connection(key, seconds)` gives a Connection
 
-    async def open_connection(key):
+    `seconds` is how long each step may last.
+    """
+
+    async def open_connection(key, seconds):
         try:
-            connection = await connect(*key, look_up, open_socket, start_tls)
+            connection = await connect(*key, *[
+                functools.partial(step, seconds=seconds) for step in (look_up, open_socket, start_tls)])
         except HttpError:
             raise
         except OSError as error:
@@ -1951,18 +2099,17 @@ def opener(loop, connect, look_up, get_ssl_context, set_sock_options, limits):
         connection.key, connection.loop, connection.reused, connection.answered = key, loop, False, False
         return connection
 
-    async def open_socket(family, address):
-        sock = await connected_socket(loop, family, address, set_sock_options, limits.socket_timeout)
+    async def open_socket(family, address, seconds):
+        sock = await connected_socket(loop, family, address, set_sock_options, seconds)
         try:
-            return tcp_connection(loop, sock, limits.recv_bufsize)
+            return tcp_connection(loop, sock, recv_bufsize)
         except BaseException:  # no room in the selector
             sock.close()
             raise
 
-    async def start_tls(connection, host):
+    async def start_tls(connection, host, seconds):
         try:
-            return await tls_connection(
-                connection, get_ssl_context(), host, limits.recv_bufsize, limits.socket_timeout)
+            return await tls_connection(connection, get_ssl_context(), host, recv_bufsize, seconds)
         except BaseException as error:
             connection.close()
             if not isinstance(error, (OSError, ValueError)):
@@ -1971,6 +2118,37 @@ def opener(loop, connect, look_up, get_ssl_context, set_sock_options, limits):
             raise error_class(f'The TLS handshake with {host} failed: {describe(error)}') from error
 
     return open_connection
+
+
+def body_of(message, connection, limits, release, version, code, headers, rest, sent_all, failure):
+    """The ResponseBody of what `exchange` gave
+
+    It owns the connection until it is complete, as it may be now; then it calls `release(seconds, connection,
+    is_reusable)`. Raises HttpProtocolError.
+    """
+    fields = by_name(headers)
+    framing, length = response_framing(message.method, code, version, fields)
+    seconds = 0 if not sent_all or message.closes or framing == 'close' else \
+        keep_alive_seconds(version, fields, limits.keep_alive_timeout)
+    if framing == 'none' or framing == 'length' and len(rest) >= length:
+        payload, end = rest[:length], rest[length:]
+    else:
+        decode = \
+            length_decoder(length) if framing == 'length' else \
+            chunked_decoder(limits.max_header_length) if framing == 'chunked' else \
+            decode_until_closed
+        payload, end = decode(rest) if rest else (b'', None)
+        if end is None and failure is None:
+            give_back = functools.partial(release, seconds)
+            return _ReceivedBody(payload, connection, sent_all, decode, give_back, limits.socket_timeout)
+        if end is None:
+            end = data_error(failure, 'receiving the body')
+    release(seconds, connection, end == b'' and failure is None)
+    return ResponseBody(payload, end if isinstance(end, HttpError) else None, connection.reused, sent_all)
+
+
+class Request:
+    """The type of `request`, and of what a layer returns, for annotations: see `Pool`. In the stubs it is a Protocol"""
 
 
 class _Owner:
@@ -1984,39 +2162,60 @@ def Pool(
         connect=connect_directly,
         set_sock_options=set_sock_options_default,
         keep_alive_timeout=15,
+        connect_timeout=10,
         socket_timeout=10,
         expect_timeout=1,
+        max_idle=256,
         recv_bufsize=262144,
         max_header_length=65536,
 ):
     """(request, close) of a pool of connections
 
     - `get_dns_resolver()`, called in the event loop, once per loop, returns (resolve, clear_cache), as aiodnsresolver's
-      Resolver does. The look-up of each type of record takes at most `socket_timeout` seconds.
+      Resolver does.
     - `get_ssl_context()` returns an ssl.SSLContext; called at the first https request.
     - `connect`: see connect_directly. `set_sock_options(sock)` is called before a socket connects.
     - `keep_alive_timeout`: seconds for which an idle connection is kept, unless its server says less.
-    - `socket_timeout`: seconds for which any wait on the network may last, without a byte that moves.
+    - `connect_timeout`: seconds for which each step to a connection may last: the look-up of a type of record, an
+      attempt to connect to an address, a wait of the TLS handshake.
+    - `socket_timeout`: seconds for which any later wait on the network may last, without a byte that moves.
     - `expect_timeout`: seconds for which a body with `expect: 100-continue` is held back without an answer.
+    - `max_idle`: how many idle connections are kept; for one more, the least recently used is closed.
     - `recv_bufsize`, `max_header_length`: bytes.
+
+    float('inf') seconds are no limit. Raises TypeError or ValueError for what is none of these.
 
     May be called before any event loop runs. The pool belongs to one loop at a time: under a later loop, or after a
     fork, it starts afresh.
     """
-    limits = Limits(keep_alive_timeout, socket_timeout, expect_timeout, recv_bufsize, max_header_length)
-    ssl_context = functools.lru_cache(1)(lambda: get_ssl_context())
+    pool_limits = Limits(keep_alive_timeout, connect_timeout, socket_timeout, expect_timeout, max_idle, recv_bufsize,
+                         max_header_length)
+    check_limits(pool_limits)
+    check_function('get_dns_resolver', get_dns_resolver, 'that returns (resolve, clear_cache)')
+    check_function('get_ssl_context', get_ssl_context, 'that returns an ssl.SSLContext')
+    check_function('connect', connect, 'like connect_directly')
+    check_function('set_sock_options', set_sock_options, 'of a socket')
     owner = _Owner()
     loop = pid = None
+    moving = threading.Lock()  # never waited for: after a fork it may be held for good
     look_up = close_names = open_connection = None  # in this loop
     composed, forget = composer()
-    keep, take, drop = idle_connections()
+    keep, take, drop = idle_connections(max_idle)
 
-    async def request(method, url, params=(), headers=(), body=None):
+    @functools.lru_cache(1)
+    def ssl_context():
+        context = get_ssl_context()
+        if not isinstance(context, ssl.SSLContext):
+            raise HttpTlsError(f'get_ssl_context must return an ssl.SSLContext, got {type(context).__name__}')
+        return context
+
+    async def request(method, url, params=(), headers=(), body=None, *, connect_timeout=None, socket_timeout=None):
         """(code, headers, body) of the response: bytes, a tuple of pairs of bytes, an async iterator of bytes
 
         - `method`: bytes. `url`: str, with http or https. `params`: pairs or a mapping, appended to the url's query.
         - `headers`: pairs of bytes, or a mapping of them, sent as they are.
         - `body`: an async iterable of bytes-like, or a function that returns one, or None.
+        - `connect_timeout`, `socket_timeout`: seconds of this request alone; None is the pool's.
 
         Raises an HttpError, whose class says whether anything was sent; what the caller's body raises passes through.
         """
@@ -2025,15 +2224,18 @@ def Pool(
         if body is not None:
             check_body(body)
         message = composed(method, url, params, headers, body)
+        limits = pool_limits
+        if connect_timeout is not None or socket_timeout is not None:
+            limits = of_request(limits, connect_timeout, socket_timeout)
         running_loop = asyncio._get_running_loop()
         if running_loop is not loop or os.getpid() != pid:
             move_to_loop(running_loop)
         upload = Upload(body, message) if message.has_body else None
         connection = take(message.key)
         if connection is None or connection.address is not None:
-            connection = await current(connection, message.key)
+            connection = await current(connection, message.key, limits.connect_timeout)
         try:
-            return await attempt(message, upload, connection)
+            return await attempt(message, upload, connection, limits)
         except HttpConnectionClosedError as error:
             if not may_be_sent_again(error, message.method, upload):
                 raise
@@ -2041,13 +2243,14 @@ def Pool(
         if upload is not None and not upload.message.has_body:
             message, upload = upload.message, None
         try:  # outside `except`, so the first error does not become the `__context__` of later ones: a cycle
-            return await attempt(message, upload, await open_connection(message.key))
+            connection = await open_connection(message.key, limits.connect_timeout)
+            return await attempt(message, upload, connection, limits)
         except HttpConnectionError as connection_error:
             raise first_error from connection_error  # for something was sent, the first time
         finally:
             first_error = None
 
-    async def attempt(message, upload, connection):
+    async def attempt(message, upload, connection, limits):
         """Sends the request on this connection, or on another if it is not open and silent before the first byte"""
         try:
             part, parts = message.head, ()
@@ -2058,13 +2261,12 @@ def Pool(
                     message = upload.message
             fault = fault_of(connection)
             while fault is not None:
-                connection = await replacement(connection, *fault, upload)
+                connection = await replacement(connection, *fault, upload, limits.connect_timeout)
                 fault = fault_of(connection)
-            version, code, headers, rest, sent_all, failure = await exchange(
-                connection, message, upload, part, parts, limits)
+            answer = await exchange(connection, message, upload, part, parts, limits)
             if upload is not None:
                 await upload.end()
-            return code, headers, body_of(message, connection, version, code, headers, rest, sent_all, failure)
+            return answer[1], answer[2], body_of(message, connection, limits, release, *answer)
         except BaseException as error:
             connection.close()
             if isinstance(error, HttpDataError):
@@ -2073,28 +2275,6 @@ def Pool(
                 await upload.end(error)
             raise
 
-    def body_of(message, connection, version, code, headers, rest, sent_all, failure):
-        """The ResponseBody, which owns the connection, or, if it is complete, gives it back now"""
-        fields = by_name(headers)
-        framing, length = response_framing(message.method, code, version, fields)
-        seconds = 0 if not sent_all or message.closes or framing == 'close' else \
-            keep_alive_seconds(version, fields, keep_alive_timeout)
-        if framing == 'none' or framing == 'length' and len(rest) >= length:
-            payload, end = rest[:length], rest[length:]
-        else:
-            decode = \
-                length_decoder(length) if framing == 'length' else \
-                chunked_decoder(max_header_length) if framing == 'chunked' else \
-                decode_until_closed
-            payload, end = decode(rest) if rest else (b'', None)
-            if end is None and failure is None:
-                give_back = functools.partial(release, seconds)
-                return _ReceivedBody(payload, connection, sent_all, decode, give_back, socket_timeout)
-            if end is None:
-                end = data_error(failure, 'receiving the body')
-        release(seconds, connection, end == b'' and failure is None)
-        return ResponseBody(payload, end if isinstance(end, HttpError) else None, connection.reused, sent_all)
-
     def release(seconds, connection, is_reusable):
         """Keeps a connection whose response is complete for the next request, for so many seconds, or closes it"""
         if is_reusable and seconds > 0 and owner.is_open and connection.loop is loop:  # or another loop's by now
@@ -2102,14 +2282,14 @@ def Pool(
         else:
             connection.close()
 
-    async def current(connection, key):
+    async def current(connection, key, seconds):
         """This idle connection, or the next, if the DNS still gives its address; or a fresh one"""
         while connection is not None:
             is_current = connection.address is None
             if not is_current:
                 record_type, address = connection.address
                 try:
-                    is_current = address in await look_up(key[1], record_type)
+                    is_current = address in await look_up(key[1], record_type, seconds)
                 except BaseException:
                     connection.close()
                     raise
@@ -2117,16 +2297,16 @@ def Pool(
                 return connection
             connection.close()
             connection = take(key)
-        return await open_connection(key)
+        return await open_connection(key, seconds)
 
-    async def replacement(connection, fault, cause, upload):
+    async def replacement(connection, fault, cause, upload, seconds):
         """Another connection, instead of one that is not open and silent; for a fresh one there is none"""
         try:
             connection.close()
             if not connection.reused:
                 _, host, port = connection.key
                 raise HttpConnectionError(f'Before the request {host} port {port} {fault}') from cause
-            return await current(take(connection.key), connection.key)
+            return await current(take(connection.key), connection.key, seconds)
         except HttpConnectionError as error:
             if upload is None or upload.may_be_played_again():
                 raise
@@ -2140,12 +2320,18 @@ def Pool(
         if running_loop is None or type(running_loop).add_reader is asyncio.AbstractEventLoop.add_reader:
             raise HttpRequestError('An asyncio event loop with add_reader must run, such as SelectorEventLoop or '
                                    f'uvloop, got {running_loop!r:.100}')
-        if loop is not None and pid == os.getpid() and loop is not running_loop and loop.is_running():
-            raise HttpRequestError('The pool belongs to another event loop, which is still running')
-        drop(abandoned=True)
-        loop, pid = running_loop, os.getpid()
-        look_up, close_names = Names(loop, get_dns_resolver, socket_timeout)
-        open_connection = opener(loop, connect, look_up, ssl_context, set_sock_options, limits)
+        # Of two threads that come here at once, one must not overtake the other between the question and the answer.
+        is_first = moving.acquire(False)
+        try:
+            if not is_first or loop is not None and pid == os.getpid() and loop.is_running():
+                raise HttpRequestError('The pool belongs to another event loop, which is still running')
+            drop(abandoned=True)
+            look_up, close_names = Names(running_loop, get_dns_resolver)
+            open_connection = opener(running_loop, connect, look_up, ssl_context, set_sock_options, recv_bufsize)
+            loop, pid = running_loop, os.getpid()
+        finally:
+            if is_first:
+                moving.release()
 
     async def close():
         """Closes idle connections at once, those in use as soon as their response ends; `request` then raises"""

@@ -1,4 +1,5 @@
 import os
+import re
 
 from setuptools import setup
 
@@ -6,6 +7,9 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 
 with open(os.path.join(HERE, 'README.md'), encoding='utf-8') as file:
     LONG_DESCRIPTION = file.read()
+
+with open(os.path.join(HERE, 'lowhaio.py'), encoding='utf-8') as file:
+    VERSION = re.search("^__version__ = '(.+)'$", file.read(), re.MULTILINE).group(1)
 
 # The pip that comes with Python 3.6 takes no wheels newer than manylinux1, and asks for a compiler instead; and from
 # an index that does not tell it, it does not learn that a release needs a later Python. So the last that suit it are
@@ -16,7 +20,7 @@ PYTHON_37_38 = PYTHON_37 + ' and python_version < "3.9"'
 
 setup(
     name='lowhaio',
-    version='0.1.0',
+    version=VERSION,
     description='A lightweight, functional HTTP/1.1 client for asyncio: one module, bodies streamed both ways',
     long_description=LONG_DESCRIPTION,
     long_description_content_type='text/markdown',

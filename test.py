@@ -126,6 +126,10 @@ from reliability.properties import DifferentialTests, RequestProperties, Respons
 from reliability.scripted import DRAIN
 from reliability.soak import SoakTests  # noqa: F401
 from tests.early_answers import EarlySuccessTests  # noqa: F401
+from tests.surface import (  # noqa: F401
+    ArgumentsTests, BufferedTests, ContextTests, MaxIdleTests, TwoThreadsTests, TypesTests, WhenDoneTests,
+)
+from tests.timeouts import TimeoutsTests  # noqa: F401
 from tests.redirects import (  # noqa: F401
     RedirectAnswerTests, RedirectBodyTests, RedirectFailureTests, RedirectLimitTests, RedirectMethodTests,
     RedirectOriginTests, RedirectTargetTests, UrlHelperTests,
@@ -6386,7 +6390,7 @@ def on_plain_and_tls(test):
         for url in self.server.urls:
             with self.subTest(url=url):
                 # Longer than `in_time` allows: where a 100 is not heard, a test fails.
-                request, _ = self.pool(get_ssl_context=client_context, expect_timeout=2 * TEST_SECONDS)
+                request, _ = self.pool(get_ssl_context=client_context, expect_timeout=2 * TEST_SECONDS, max_idle=500)
                 await test(self, url, request)
     return run
 

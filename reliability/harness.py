@@ -218,7 +218,8 @@ class AsyncTestCase(unittest.TestCase):
         return readers, timers
 
     def pool(self, **kwargs):
-        """(request, close) of a Pool that the end of the test closes"""
+        """(request, close) of a Pool that the end of the test closes; its time-outs are one, unless both are given"""
+        kwargs.setdefault('connect_timeout', kwargs.get('socket_timeout', 10))
         request, close = Pool(**kwargs)
         self._pools.append(close)
         return request, close
