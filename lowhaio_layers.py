@@ -52,9 +52,13 @@ from lowhaio import (
     HttpProtocolError,
     HttpRedirectError,
     HttpRequestError,
+    check_count,
+    check_function,
+    check_seconds,
     describe,
     header_pairs,
     is_async_iterable,
+    is_ip_address,
     is_token,
     parse_length,
     place,
@@ -63,6 +67,7 @@ from lowhaio import (
     split_url,
     streamed,
     url_with_params,
+    with_facts,
 )
 
 __all__ = (
@@ -148,11 +153,6 @@ def with_own_params(url, params):
     return url_with_params(url, params) if params else url
 
 
-def check_count(name, value):
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f'{name} must be an int of 1 or more, got {value!r:.100}')
-
-
 async def next_piece(body):
     """The next of a body's pieces, or b'' at its end"""
     try:
@@ -203,7 +203,8 @@ class FedBody(WrappedBody):
 
     async def __anext__(self):
         if self._is_read:
-            raise HttpDataError('The body is being read by another task')
+            error = HttpDataError('The body is being read by another task')
+            raise with_facts(error, getattr(self._body, 'reused', False), answered=True)
         self._is_read = True
         try:
             return await self._next()
@@ -219,12 +220,13 @@ class FedBody(WrappedBody):
             try:
                 item = next(self._items, END)
             except HttpDataError as error:
+                with_facts(error, getattr(self._body, 'reused', False), answered=True)
                 self._give_up(functools.partial(type(error), *error.args))
                 await self._body.aclose()
                 raise
             if item is END:
                 if self._failure is not None:
-                    raise self._failure()
+                    raise with_facts(self._failure(), getattr(self._body, 'reused', False), answered=True)
                 if self._feed is None:
                     raise StopAsyncIteration
                 data = await next_piece(self._body)
@@ -281,7 +283,9 @@ def retried(request, attempts=4, statuses=(b'429', b'502', b'503', b'504'), back
     - `max_delay`: seconds; a response whose Retry-After is longer is given to the caller.
     - `idempotent`: the methods that may be done twice; add one that the server at hand makes so.
     """
-    check_count('attempts', attempts)
+    check_count('attempts', attempts, 1)
+    check_function('backoff', backoff, 'of the number of the attempt')
+    check_seconds('max_delay', max_delay, 0)
     statuses, idempotent = frozenset(statuses), frozenset(idempotent)
 
     async def retrying_request(method, url, params=(), headers=(), body=None, **kwargs):
@@ -537,9 +541,11 @@ def limited(request, total, per_origin=None, timeout=None):
     - `timeout`: seconds to wait for a slot at most, which is another clock than that of connecting. Then it raises
       HttpLimitTimeout.
     """
-    check_count('total', total)
+    check_count('total', total, 1)
     if per_origin is not None:
-        check_count('per_origin', per_origin)
+        check_count('per_origin', per_origin, 1)
+    if timeout is not None:
+        check_seconds('timeout', timeout, 0)
     parts_of = parts_of_urls()
     own_loop, own_pid, slots, slots_of = None, None, None, {}  # {origin: Slots} of those in use
 
@@ -795,7 +801,7 @@ def digest(request, at, user, password):
 DIGEST_HASHES = {'MD5': hashlib.md5, 'SHA-256': hashlib.sha256}
 # A scheme, or a parameter of the scheme before it. RFC 9110 §11.2
 CHALLENGE_PART = re.compile(
-    r'[\s,]*([!#$%&\'*+.^_`|~0-9A-Za-z-]+)(?:[ \t]*=[ \t]*(?:"((?:[^"\\]|\\.)*)"|([^\s,"=]+)))?')
+    r'([!#$%&\'*+.^_`|~0-9A-Za-z-]+)(?:[ \t]*=[ \t]*(?:"((?:[^"\\]|\\.)*)"|([^\s,"=]+)))?')
 
 
 def digest_challenge(fields):
@@ -867,8 +873,8 @@ def digest_credentials(challenge, user, password, method, target, cnonce):
 def cookied(request, jar=None, path=None):
     """A `request` that keeps the cookies of responses, and sends them where they belong
 
-    - `jar`: an http.cookiejar.CookieJar; its policy decides. The default one takes no cookie for `co.uk`, but knows no
-      list of public suffixes: `github.io` is a domain like any other to it.
+    - `jar`: an http.cookiejar.CookieJar; its policy decides. The default one is stricter than the standard library's;
+      but it knows no list of public suffixes: `github.io` is a domain like any other to it, as `co.uk` is not.
     - `path`: a file, readable by its owner alone, from which the cookies come, and to which they go whenever one is
       set, those of a session too. It is that of an LWPCookieJar, and excludes a `jar`.
 
@@ -880,7 +886,7 @@ def cookied(request, jar=None, path=None):
         raise TypeError('cookied() takes a jar, or the path of its own, and not both')
     parts_of = parts_of_urls()
     if jar is None:
-        policy = http.cookiejar.DefaultCookiePolicy(strict_domain=True)
+        policy = StrictPolicy(strict_domain=True, strict_ns_domain=StrictPolicy.DomainStrictNonDomain)
         jar = http.cookiejar.CookieJar(policy) if path is None else http.cookiejar.LWPCookieJar(path, policy=policy)
     if path is not None and os.path.exists(path):
         jar.load(ignore_discard=True)
@@ -905,6 +911,14 @@ def cookied(request, jar=None, path=None):
 
 
 has_control = re.compile(rb'[\x00-\x1f\x7f]').search
+
+
+class StrictPolicy(http.cookiejar.DefaultCookiePolicy):
+    """The standard library's would take a cookie of 127.0.0.1 for the domain 0.0.1, which is also 9.0.0.1's"""
+
+    def set_ok_domain(self, cookie, request):
+        is_other = cookie.domain_specified and cookie.domain.lstrip('.') != request.host
+        return not (is_other and is_ip_address(request.host)) and super().set_ok_domain(cookie, request)
 
 
 def save_cookies(jar, path):
@@ -1282,7 +1296,7 @@ async def saved(request, url, path, headers=(), attempts=5, progress=None, backo
     Raises HttpStatusError for another code than 200 and 206, and what the last attempt raised. One call at a time may
     save to a path. It is written in the event loop's thread.
     """
-    check_count('attempts', attempts)
+    check_count('attempts', attempts, 1)
     headers = header_pairs(headers)
     if not values(headers, b'accept-encoding'):
         headers += ((b'accept-encoding', b'identity'),)  # ranges are of the bytes as they are coded

@@ -44,7 +44,6 @@ from lowhaio import (
     HttpRedirectError,
     HttpRequestError,
     HttpTlsError,
-    ResponseBody,
     buffered,
     redirectable,
     streamed,
@@ -178,57 +177,7 @@ def with_facts(error, **facts):
     return error
 
 
-class DoneBody:  # SHIM: until the pool's own bodies have `when_done`
-    def __init__(self, body):
-        self._body, self._callbacks, self._is_done = body, [], False
-        self.reused, self.sent_all = body.reused, body.sent_all
-        if type(body) is ResponseBody:
-            self.end()
-
-    def __aiter__(self):
-        return self
-
-    async def __anext__(self):
-        try:
-            piece = await self._body.__anext__()
-        except BaseException:
-            self.end()
-            raise
-        if getattr(self._body, '_connection', None) is None:
-            self.end()
-        return piece
-
-    async def aclose(self):
-        await self._body.aclose()
-        self.end()
-
-    def when_done(self, callback):
-        if self._is_done:
-            callback()
-        else:
-            self._callbacks.append(callback)
-
-    def end(self):
-        self._is_done = True
-        while self._callbacks:
-            self._callbacks.pop(0)()
-
-    def __del__(self):
-        self.end()
-
-
-def with_when_done(request):
-    async def shim(*args, **kwargs):
-        code, headers, body = await request(*args, **kwargs)
-        return code, headers, DoneBody(body)
-    return shim
-
-
 class LayerTestCase(RedirectTestCase):
-
-    def pool(self, **kwargs):
-        request, close = super().pool(**kwargs)
-        return (request if hasattr(ResponseBody, 'when_done') else with_when_done(request)), close
 
     def fields(self, index=-1):
         """{lower-case name: [values]} of a request that the site saw"""
@@ -406,9 +355,10 @@ class RetriedTests(LayerTestCase):
                  dict(socket_timeout=3, other=None))] * 3)
 
     def test_what_cannot_be_an_argument_is_refused_at_once(self):
-        for attempts in (0, -1, '3', None, True, 2.5):
-            with self.assertRaisesRegex(ValueError, 'attempts .* got'):
-                retried(None, attempts=attempts)
+        for arguments in (dict(attempts=0), dict(attempts=-1), dict(attempts='3'), dict(attempts=None), dict(attempts=True),
+                          dict(backoff=1), dict(max_delay=-1), dict(max_delay='1')):
+            with self.assertRaisesRegex((TypeError, ValueError), next(iter(arguments)) + ' .* got'):
+                retried(None, **arguments)
 
     async def test_a_post_is_not_sent_twice_by_a_server_that_goes_away(self):
         self.answers = [lambda peer: peer.abort()] * 3
@@ -1035,9 +985,10 @@ class LimitedTests(LayerTestCase):
                 await request(b'GET', 'http://a.test/')
 
     def test_what_cannot_be_an_argument_is_refused_at_once(self):
-        for total, kwargs in ((0, {}), (True, {}), (None, {}), ('5', {}), (5, dict(per_origin=0)), (5, dict(per_origin='x'))):
-            with self.assertRaisesRegex(ValueError, 'must be an int of 1 or more, got'):
-                limited(None, total, **kwargs)
+        for arguments in (dict(total=0), dict(total=True), dict(total=None), dict(total='5'), dict(per_origin=0, total=5),
+                          dict(per_origin='x', total=5), dict(timeout='x', total=5), dict(timeout=-1, total=5)):
+            with self.assertRaisesRegex((TypeError, ValueError), next(iter(arguments)) + ' .* got'):
+                limited(None, **arguments)
 
     async def test_a_malformed_url_takes_no_slot(self):
         request = limited(Holding(), 1, per_origin=1)
@@ -1369,3 +1320,238 @@ class DigestTests(LayerTestCase):
                 self.assertNotIn(b'nc=', value)
                 for part in also:
                     self.assertIn(part, value)
+
+
+# -------- cookied
+
+
+class CookiedTests(LayerTestCase):
+
+    SITES = (
+        # url that sets, set-cookie, {url: what is sent there}
+        ('http://a.test/', 'n=v', {'http://a.test/': 'n=v', 'http://a.test/x/y': 'n=v', 'HTTP://A.TEST:80/': 'n=v',
+                                   'https://a.test/': 'n=v', 'http://a.test:81/': 'n=v', 'http://b.test/': None,
+                                   'http://www.a.test/': None, 'http://xa.test/': None, 'http://a.test.evil.test/': None}),
+        ('http://www.a.test/', 'n=v; domain=a.test', {'http://a.test/': 'n=v', 'http://www.a.test/': 'n=v',
+                                                      'http://x.a.test/': 'n=v', 'http://xa.test/': None}),
+        ('http://www.a.test/', 'n=v; Domain=.A.test', {'http://x.a.test/': 'n=v'}),
+        ('http://www.a.test/', 'n=v; domain=b.test', {'http://b.test/': None, 'http://www.a.test/': None}),
+        ('http://a.test/', 'n=v; domain=www.a.test', {'http://www.a.test/': None}),
+        ('http://www.a.co.uk/', 'n=v; domain=co.uk', {'http://b.co.uk/': None, 'http://www.a.co.uk/': None}),
+        ('http://a.test/', 'n=v; domain=test', {'http://b.test/': None, 'http://a.test/': None}),
+        ('http://a.com/', 'n=v; domain=.com', {'http://b.com/': None, 'http://a.com/': None}),
+        ('http://127.0.0.1/', 'n=v', {'http://127.0.0.1/': 'n=v', 'http://1.127.0.0.1.test/': None, 'http://127.0.0.2/': None}),
+        ('http://127.0.0.1/', 'n=v; domain=0.0.1', {'http://9.0.0.1/': None, 'http://127.0.0.1/': None}),
+        ('http://127.0.0.1/', 'n=v; domain=127.0.0.1', {'http://127.0.0.1/': 'n=v', 'http://1.127.0.0.1.test/': None}),
+        ('http://[::1]/', 'n=v; domain=1]', {'http://[::1]/': None}),
+        ('http://[::1]/', 'n=v', {'http://[0:0::1]/': 'n=v', 'http://[::2]/': None}),
+        ('http://a.test/', 'n=v; secure', {'http://a.test/': None, 'https://a.test/': 'n=v'}),
+        ('http://a.test/x/y', 'n=v; path=/x', {'http://a.test/x': 'n=v', 'http://a.test/x/z': 'n=v', 'http://a.test/y': None,
+                                               'http://a.test/xx': None, 'http://a.test/x?q': 'n=v'}),
+        ('http://a.test/x/y', 'n=v', {'http://a.test/x/z': 'n=v', 'http://a.test/z': None}),
+        ('http://a.test/', 'n=v; max-age=0', {'http://a.test/': None}),
+        ('http://a.test/', 'n=v; max-age=-1', {'http://a.test/': None}),
+        ('http://a.test/', 'n=v; expires=Wed, 21 Oct 2015 07:28:00 GMT', {'http://a.test/': None}),
+        ('http://a.test/', 'n=v; max-age=100; HttpOnly; SameSite=Lax', {'http://a.test/': 'n=v'}),
+        ('http://a.test/', 'n="a b"', {'http://a.test/': 'n="a b"'}),
+        ('http://a.test/', 'n=\xe9', {'http://a.test/': 'n=\xe9'}),
+        ('http://b\xfccher.test/', 'n=v', {'http://xn--bcher-kva.test/': 'n=v'}),
+        ('http://a.test/', 'n=a\x01b', {'http://a.test/': None}),
+        ('http://a.test/', 'n=a\tb', {'http://a.test/': None}),
+        ('http://a.test/', 'n=a\x7fb', {'http://a.test/': None}),
+        ('http://a.test/', 'n=' + 'x' * 8190, {'http://a.test/': 'n=' + 'x' * 8190}),
+        ('http://a.test/', 'n=' + 'x' * 8191, {'http://a.test/': None}),
+        ('http://a.test/', '', {'http://a.test/': None}),
+        ('http://a.test/', ';;;=', {'http://a.test/': None}),
+    )
+
+    async def test_cookies_go_where_they_belong(self):
+        for where, cookie, urls in self.SITES:
+            request = Scripted((b'200', ((b'set-cookie', cookie.encode('latin-1')),)))
+            layer = cookied(request)
+            await layer(b'GET', where)
+            self.assertEqual(request.values(b'cookie'), [])
+            for url, expected in urls.items():
+                with self.subTest((where, cookie, url)):
+                    await layer(b'GET', url, x=5)
+                    self.assertEqual(request.values(b'cookie'), [] if expected is None else [expected.encode('latin-1')])
+                    self.assertEqual(request.calls[-1][5], dict(x=5))
+
+    async def test_a_cookie_with_a_control_character_does_not_spoil_the_requests_that_follow(self):
+        request, _ = self.pool()
+        layer = cookied(request)
+        url = f'http://a.test:{self.site()}/'
+        self.answers = [OK + b'content-length: 0\r\nset-cookie: bad=a\x01b\r\nset-cookie: good=1\r\n\r\n']
+        for _ in range(2):
+            await layer(b'GET', url)
+        self.assertEqual(self.fields()[b'cookie'], [b'good=1'])
+
+    async def test_several_are_one_field_and_the_last_of_a_name_stands(self):
+        request = Scripted(
+            (b'200', ((b'set-cookie', b'a=1'), (b'x', b'y'), (b'set-cookie', b'b=2; path=/'))), (b'200', ((b'set-cookie', b'a=3'),)))
+        layer = cookied(request)
+        for _ in range(3):
+            await layer(b'GET', 'http://a.test/')
+        self.assertEqual([sorted(b'; '.join(request.values(b'cookie', index)).split(b'; ')) for index in (1, 2)],
+                         [[b'a=1', b'b=2'], [b'a=3', b'b=2']])
+
+    async def test_the_callers_own_stands(self):
+        request = Scripted((b'200', ((b'set-cookie', b'a=1'),)))
+        layer = cookied(request)
+        await layer(b'GET', 'http://a.test/')
+        for headers in (((b'Cookie', b'own=1'),), {b'cookie': b'own=1'}, iter([(b'COOKIE', b'own=1')])):
+            await layer(b'GET', 'http://a.test/', headers=headers)
+            self.assertEqual(request.values(b'cookie'), [b'own=1'])
+
+    async def test_they_go_along_with_redirects_each_to_its_own_site(self):
+        port, other = self.site(), self.site()
+        request, _ = self.pool()
+        layer = redirectable(cookied(request))
+        self.answers = [
+            redirect(b'302', b'http://b.test:%d/' % other, b'set-cookie: at=a'), redirect(b'302', b'/y', b'set-cookie: at=b'),
+            redirect(b'302', b'http://a.test:%d/z' % port)]
+        await layer(b'GET', f'http://a.test:{port}/')
+        self.assertEqual([self.fields(index)[b'cookie'] for index in range(4)], [[], [], [b'at=b'], [b'at=a']])
+
+    async def test_a_jar_of_the_callers(self):
+        jar = http.cookiejar.CookieJar(http.cookiejar.DefaultCookiePolicy(blocked_domains=['b.test']))
+        request = Scripted(*[(b'200', ((b'set-cookie', b'a=1'),))] * 2)
+        for url in ('http://a.test/', 'http://b.test/'):
+            await cookied(request, jar)(b'GET', url)
+        self.assertEqual([(cookie.name, cookie.domain) for cookie in jar], [('a', 'a.test')])
+        await cookied(request, jar)(b'GET', 'http://a.test/')
+        self.assertEqual(request.values(b'cookie'), [b'a=1'])
+
+    async def test_they_are_kept_in_a_file_that_is_the_owners_alone(self):
+        with tempfile.TemporaryDirectory() as folder:
+            for path in (os.path.join(folder, 'cookies'), os.path.join(folder, 'cookies').encode() + b'2'):
+                request = Scripted((b'200', ((b'set-cookie', b'a="1; 2"; max-age=100'), (b'set-cookie', b'session=x'))))
+                await cookied(request, path=path)(b'GET', 'http://a.test/')
+                self.assertEqual(stat.S_IMODE(os.stat(path).st_mode), 0o600)
+                await cookied(request, path=path)(b'GET', 'http://a.test/')
+                self.assertEqual(set(request.values(b'cookie')[0].split(b'; ')) & {b'session=x'}, {b'session=x'})
+            self.assertEqual(sorted(os.listdir(folder)), ['cookies', 'cookies2'])
+            with self.assertRaisesRegex(TypeError, 'not both'):
+                cookied(None, http.cookiejar.CookieJar(), os.path.join(folder, 'cookies'))
+
+    async def test_a_malformed_url_is_refused_as_without(self):
+        await self.raises(HttpRequestError, cookied(Scripted())(b'GET', 'nonsense'))
+
+
+# -------- logged
+
+
+class LoggedTests(LayerTestCase):
+
+    def setUp(self):
+        super().setUp()
+        self.records = []
+        self.logger = logging.Logger('tests')
+        handler = logging.Handler()
+        handler.emit = self.records.append
+        self.logger.addHandler(handler)
+
+    FIELDS = ('http_method', 'http_origin', 'http_code', 'http_reused', 'http_bytes')
+
+    def record(self):
+        record, = self.records
+        del self.records[:]
+        self.assertEqual(record.levelno, logging.INFO)
+        self.assertNotIn('secret', record.getMessage() + repr(vars(record)))
+        self.assertGreaterEqual(record.http_seconds, record.http_seconds_to_head or 0)
+        return record
+
+    async def test_one_record_for_each_request_however_it_ends(self):
+        def halts(peer):
+            peer.send(OK + b'content-length: 5\r\nx: secret\r\n\r\nhe')
+            peer.read_to_close()
+
+        def breaks_off(peer):
+            peer.send(OK + b'content-length: 5\r\n\r\nhe')
+            peer.abort()
+
+        whole = OK + b'content-length: 5\r\n\r\nhello'
+        request, _ = self.pool(socket_timeout=0.2)
+        request = logged(request, self.logger)
+        port = self.site()
+        for how, answer, reused, code, count, error in (
+                ('read', whole, False, '200', 5, None), ('read', whole, True, '200', 5, None),
+                ('kept', OK_EMPTY, True, '200', 0, None), ('kept', b'HTTP/1.1 204 N\r\n\r\n', True, '204', 0, None),
+                ('HEAD', whole.replace(b'hello', b''), True, '200', 0, None),
+                ('closed', halts, True, '200', 0, None), ('dropped', halts, False, '200', 0, None),
+                ('read', breaks_off, False, '200', 2, 'HttpConnectionClosedError: '),
+                ('read', halts, False, '200', 2, 'HttpDataTimeout: '),
+                ('cancelled', halts, False, '200', 2, 'CancelledError'),
+                ('no answer', lambda peer: peer.abort(), None, None, 0, 'HttpConnectionClosedError: ')):
+            with self.subTest((how, answer)):
+                self.answers = [answer]
+                sending = request(b'HEAD' if how == 'HEAD' else b'POST', f'http://a.test:{port}/path?secret', {'a': 'secret'},
+                                  ((b'authorization', b'secret'),), streamed(b'secret'))
+                if how == 'no answer':
+                    with self.assertRaises(HttpDataError):
+                        await sending
+                else:
+                    _, _, body = await sending
+                    if how == 'closed':
+                        await body.aclose()
+                    elif how == 'cancelled':
+                        task = self.loop.create_task(buffered(body))
+                        await asyncio.sleep(0.05)
+                        task.cancel()
+                        await asyncio.wait([task])
+                    elif how == 'dropped':
+                        body = sending = None
+                        await turns()
+                    elif how == 'read':
+                        with contextlib.suppress(HttpDataError):
+                            await buffered(body)
+                record = self.record()
+                self.assertEqual([getattr(record, name) for name in self.FIELDS], [
+                    'HEAD' if how == 'HEAD' else 'POST', f'http://a.test:{port}', code, reused, count])
+                self.assertEqual(record.http_seconds_to_head is None, code is None)
+                (self.assertIsNone if error is None else functools.partial(self.assertIn, error))(record.http_error)
+                task = body = None
+                await turns()
+                self.assertEqual(self.records, [])
+
+    async def test_its_body_is_like_any_other(self):
+        request = Scripted((b'200', (), b'he', b'llo'))
+        _, _, body = await logged(request, self.logger)(b'GET', 'http://a.test/')
+        done = []
+        body.when_done(lambda: done.append(True))
+        self.assertEqual(([piece async for piece in body], done), ([b'he', b'llo'], [True]))
+        self.assertEqual((body.reused, body.sent_all), (False, True))
+        await body.aclose()
+        self.assertEqual(self.record().http_bytes, 5)
+        body = None
+        await turns()
+        self.assertEqual(self.records, [])
+
+    async def test_what_is_malformed_is_logged_without_its_text(self):
+        for method, url in ((b'GET', 'http://user:secret@a.test/'), (b'no token', 'http://a.test/'), ('secret', 5)):
+            request, _ = self.pool()
+            with self.assertRaises(HttpRequestError):
+                await logged(request, self.logger)(method, url)
+            self.assertIn('HttpRequestError: ', self.record().http_error)
+
+    async def test_an_error_of_the_callers_is_logged_by_its_class_alone(self):
+        with self.assertRaises(KeyError):
+            await logged(Scripted(KeyError('secret')), self.logger)(b'GET', 'http://a.test/')
+        self.assertEqual(self.record().http_error, 'KeyError')
+
+    async def test_where_nobody_listens_nothing_is_done(self):
+        self.logger.setLevel(logging.WARNING)
+        request = Scripted()
+        _, _, body = await logged(request, self.logger)(b'GET', 'http://a.test/', x=5)
+        self.assertIs(body, request.bodies[0])
+        self.assertEqual(request.calls[0][5], dict(x=5))
+        with mock.patch.object(logging.getLogger('lowhaio'), 'isEnabledFor', return_value=False) as is_enabled:
+            await logged(request)(b'GET', 'http://a.test/')
+        is_enabled.assert_called_once_with(logging.INFO)
+
+    def test_one_dropped_after_its_loop_was_closed_is_silent(self):
+        loop = new_event_loop()
+        _, _, body = loop.run_until_complete(logged(Scripted((b'200', (), b'x')), self.logger)(b'GET', 'http://a.test/'))
+        loop.close()
+        del body
+        self.assertEqual(self.records, [])
