@@ -3,6 +3,8 @@ import asyncio
 import base64
 import collections
 import contextlib
+import email.parser
+import email.policy
 import email.utils
 import functools
 import gc
@@ -83,7 +85,7 @@ from reliability.harness import (
     server_context,
     turns,
 )
-from tests.redirects import Again, RedirectTestCase, redirect
+from tests.redirects import Again, Once, RedirectTestCase, redirect
 
 try:
     import brotli
@@ -116,7 +118,7 @@ class FakeBody:
     reused, sent_all = False, True
 
     def __init__(self, *pieces):
-        self.pieces = list(pieces)
+        self.pieces = collections.deque(pieces)
         self.is_done = self.is_closed = False
         self.callbacks = []
 
@@ -127,7 +129,7 @@ class FakeBody:
         if not self.pieces:
             self.end()
             raise StopAsyncIteration
-        piece = self.pieces.pop(0)
+        piece = self.pieces.popleft()
         if isinstance(piece, BaseException):
             self.end()
             raise piece
@@ -135,7 +137,7 @@ class FakeBody:
 
     async def aclose(self):
         self.is_closed = True
-        self.pieces = []
+        self.pieces.clear()
         self.end()
 
     def when_done(self, callback):
@@ -1555,3 +1557,356 @@ class LoggedTests(LayerTestCase):
         loop.close()
         del body
         self.assertEqual(self.records, [])
+
+
+# -------- Bodies of requests
+
+
+def parsed_form(headers, content):
+    """[(name, filename, content type, value)] of multipart/form-data, by the standard library's parser of mails"""
+    head = b''.join(b'%b: %b\r\n' % field for field in headers)
+    message = email.parser.BytesParser(policy=email.policy.HTTP).parsebytes(head + b'\r\n' + content)
+    return [(part.get_param('name', header='content-disposition'), part.get_filename(), part.get('content-type'),
+             part.get_payload(decode=True)) for part in message.iter_parts()]
+
+
+class BodyTests(LayerTestCase):
+
+    def setUp(self):
+        super().setUp()
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.folder = folder.name
+
+    def file(self, content, name='file.bin'):
+        path = os.path.join(self.folder, name)
+        with open(path, 'wb') as file:
+            file.write(content)
+        return path
+
+    async def sent(self, body, headers=(), method=b'POST'):
+        request, _ = self.pool()
+        await request(method, f'http://a.test:{self.site()}/', headers=headers, body=body)
+        return self.seen[-1][3]
+
+    async def test_json(self):
+        for value in ({'a': [1, 2.5, None, True]}, 'caf\xe9 \u2603 \U0001f600', [], 0, None):
+            headers, body = json_body(value)
+            self.assertEqual(headers, ((b'content-type', b'application/json'),))
+            self.assertEqual(json.loads((await self.sent(body, headers)).decode()), value)
+            self.assertEqual(self.fields()[b'content-length'], [b'%d' % body.content_length])
+            self.assertTrue(lowhaio.replayable(body))
+        for value, error in ((float('nan'), ValueError), (float('inf'), ValueError), ({1, 2}, TypeError), (b'x', TypeError)):
+            with self.assertRaises(error):
+                json_body(value)
+
+    async def test_forms(self):
+        for fields, expected in (
+                ({'a': '1 2', 'b': '\xe9&='}, b'a=1+2&b=%C3%A9%26%3D'), ([('a', 1), ('a', '~')], b'a=1&a=~'),
+                ({'a': ['1', '2']}, b'a=1&a=2'), ({}, b'')):
+            headers, body = form(fields)
+            self.assertEqual(headers, ((b'content-type', b'application/x-www-form-urlencoded'),))
+            # A `~` may be encoded: Python 3.6 does. WHATWG URL §5.2
+            self.assertEqual((await self.sent(body, headers)).replace(b'%7E', b'~'), expected)
+        for fields in (5, [1], ['a']):
+            await self.raises(HttpRequestError, self.made(form, fields))
+
+    async def made(self, make, *args):
+        return make(*args)
+
+    async def test_multipart(self):
+        path = self.file(os.urandom(200000), 'image.png')
+        content = open_and_read(path)
+        fields = [
+            ('plain', 'va\r\nlue'), ('\xe9', b'\x00\xff'), ('empty', ''), ('view', memoryview(b'abc')),
+            ('f', file_body(path), 'image.png'), ('g', b'x', 'name', 'text/x-own; charset=utf-8'), ('h', 'x', 'no-such.suffix'),
+            ('function', lambda: pieces_of(b'he', b'llo')), ('iterable', Again(), 'a.txt')]
+        expected = [
+            ('plain', None, None, b'va\r\nlue'), ('\xe9', None, None, b'\x00\xff'), ('empty', None, None, b''),
+            ('view', None, None, b'abc'), ('f', 'image.png', 'image/png', content),
+            ('g', 'name', 'text/x-own; charset=utf-8', b'x'), ('h', 'no-such.suffix', 'application/octet-stream', b'x'),
+            ('function', None, None, b'hello'), ('iterable', 'a.txt', 'text/plain', b'hello')]
+        for count in (0, 1, 4, 7, 9):
+            headers, body = multipart(iter(fields[:count]))
+            for _ in range(2):  # it can be sent again
+                data = await self.sent(body, headers)
+                if count == 9:  # of some the length is not known
+                    self.assertIn(b'transfer-encoding', self.fields())
+                    data = unchunked(data)
+                else:
+                    self.assertEqual(len(data), body.content_length)
+                    self.assertEqual(self.fields()[b'content-length'], [b'%d' % len(data)])
+                found = parsed_form(headers, data) if count else []
+                self.assertEqual([(name, filename, kind and filename and kind.replace('"', ''), value) for name, filename, kind, value in found],
+                                 expected[:count])
+        self.assertNotEqual(*[multipart([])[0] for _ in range(2)])
+
+    async def test_no_name_of_a_field_or_a_file_injects_a_header(self):
+        headers, body = multipart([('a"\r\nx: y', 'v'), ('b', 'v', 'f"\r\nx: y"', 'text/plain')])
+        data = await buffered(body)
+        self.assertNotIn(b'\r\nx: y', data)
+        self.assertIn(b'name="a%22%0D%0Ax: y"\r\n', data)
+        self.assertIn(b'filename="f%22%0D%0Ax: y%22"\r\n', data)
+        for kind in ('text/plain\r\nx: y', 'a\x00', 'caf\xe9'):
+            await self.raises(HttpRequestError, self.made(multipart, [('a', 'v', 'f', kind)]))
+
+    async def test_a_part_that_can_be_played_once_is_refused(self):
+        for value in (5, None, ['x'], Once()):
+            error = await self.raises(HttpRequestError, self.made(multipart, [('a', value)]))
+            self.assertIn(type(value).__name__, str(error))
+
+    async def test_a_part_is_closed_if_the_request_ends_in_its_middle(self):
+        closed = []
+
+        async def endless():
+            try:
+                while True:
+                    yield bytes(100000)
+            finally:
+                closed.append(True)
+
+        def refuses(peer):
+            peer.read_head()
+            peer.send(b'HTTP/1.1 413 Too Large\r\ncontent-length: 0\r\n\r\n')
+            peer.read_to_close()
+
+        headers, body = multipart([('a', endless)])
+        request, _ = self.pool()
+        code, _, _ = await request(b'POST', f'http://a.test:{self.serve(refuses)}/', headers=headers, body=body)
+        self.assertEqual((code, closed), (b'413', [True]))
+
+    async def test_files(self):
+        for size in (0, 1, 65536, 65537, 300000):
+            content = os.urandom(size)
+            path, told = self.file(content), []
+            body = file_body(path, progress=lambda *args: told.append(args))  # noqa: B023
+            for _ in range(2):
+                del told[:]
+                self.assertEqual(await self.sent(body), content)
+                self.assertEqual(self.fields()[b'content-length'], [b'%d' % size])
+                self.assertEqual(told, [(min(at, size), size) for at in range(65536, size + 65536, 65536)])
+            self.answers = [redirect(b'307', b'/again')]
+            request, _ = self.pool()
+            await redirectable(request)(b'PUT', f'http://a.test:{self.site()}/', body=file_body(path))
+            self.assertEqual(self.seen[-1][3], content)
+        with self.assertRaises(FileNotFoundError):
+            file_body(os.path.join(self.folder, 'nothing'))
+
+    async def test_of_a_file_that_changes_as_much_is_sent_as_was_said(self):
+        path = self.file(b'x' * 1000)
+        body = file_body(path)
+        self.file(b'y' * 5000)
+        self.assertEqual(await self.sent(body), b'y' * 1000)
+        self.file(b'z' * 10)
+        request, _ = self.pool()
+        error = await self.raises(HttpBodyError, request(b'POST', f'http://a.test:{self.site()}/', body=body))
+        self.assertIn('1000', str(error))
+        self.assertIn('10', str(error))
+        os.remove(path)
+        with self.assertRaises(FileNotFoundError):
+            await request(b'POST', f'http://a.test:{self.site()}/', body=body)
+
+    async def test_a_file_is_closed_if_the_request_ends_in_its_middle(self):
+        def refuses(peer):
+            peer.read_head()
+            peer.send(b'HTTP/1.1 413 Too Large\r\ncontent-length: 0\r\n\r\n')
+            peer.read_to_close()
+
+        path = os.path.join(self.folder, 'sparse')
+        with open(path, 'wb') as file:
+            file.truncate(10 ** 8)
+        request, _ = self.pool()
+        code, _, _ = await request(b'POST', f'http://a.test:{self.serve(refuses)}/', body=file_body(path))
+        self.assertEqual(code, b'413')
+        self.assertNotIn(path, [os.readlink(f'/proc/self/fd/{fd}') for fd in os.listdir('/proc/self/fd')
+                                if os.path.exists(f'/proc/self/fd/{fd}')])
+
+
+def open_and_read(path):
+    with open(path, 'rb') as file:
+        return file.read()
+
+
+def unchunked(data):
+    content = b''
+    while data:
+        size, _, data = data.partition(b'\r\n')
+        content, data = content + data[:int(size, 16)], data[int(size, 16) + 2:]
+    return content
+
+
+# -------- Readers of responses
+
+
+class JsonTests(LayerTestCase):
+
+    async def test_values(self):
+        for text in (b'{"a": [1, 2.5, null]}', b'"caf\xc3\xa9"', '"caf\xe9"'.encode('utf-16'), b' 1 '):
+            self.assertEqual(await json_of(FakeBody(*cut(text, 3))), json.loads(text))
+        for text in (b'', b'{', b'<html>', b'\xff', b'1 2'):
+            body = FakeBody(text) if text else FakeBody()
+            with self.assertRaises(ValueError):
+                await json_of(body)
+            self.assertTrue(body.is_closed)
+        body = FakeBody(*[b'1'] * 11)
+        await self.raises(HttpTooLarge, json_of(body, most=10))
+        self.assertTrue(body.is_closed)
+        self.assertEqual(await json_of(FakeBody(*[b'1'] * 10), most=10), 1111111111)
+
+
+class LinesTests(LayerTestCase):
+
+    TEXTS = (
+        # text, its lines
+        (b'', []), (b'\n', [b'']), (b'a', [b'a']), (b'a\n', [b'a']), (b'a\nb', [b'a', b'b']), (b'a\r\nb\r\n', [b'a', b'b']),
+        (b'\n\na\n\n', [b'', b'', b'a', b'']), (b'a\rb\r\n', [b'a\rb']), (b'a\r\r\n', [b'a\r']), (b'a\r', [b'a']),
+        (b'\xff\x00\x0b\x0c\x85\xe2\x80\xa8\n', [b'\xff\x00\x0b\x0c\x85\xe2\x80\xa8']), (b'abc\n' * 1000, [b'abc'] * 1000),
+    )
+
+    async def test_lines_however_they_are_cut(self):
+        for text, expected in self.TEXTS:
+            for size in (1, 2, 3, 5, 10 ** 6):
+                with self.subTest((text[:20], size)):
+                    self.assertEqual([line async for line in lines(FakeBody(*cut(text, size)))], expected)
+
+    async def test_one_too_long_is_an_error_at_once(self):
+        for text, size in itertools.product((b'x' * 11, b'ok\n' + b'x' * 11, b'x' * 11 + b'\n', b'x' * 1000), (1, 4, 1000)):
+            body = FakeBody(*cut(text, size) + [b'never come to'])
+            await self.raises(HttpTooLarge, buffered(lines(body, most=10)))
+            self.assertTrue(body.is_closed)
+        self.assertEqual([line async for line in lines(FakeBody(b'x' * 10 + b'\n'), most=10)], [b'x' * 10])
+
+    async def test_long_lines_in_small_pieces_take_linear_time(self):
+        began = time.process_time()
+        async for _ in lines(FakeBody(*[b'xy' * 10] * 100000)):
+            pass
+        self.assertLess(time.process_time() - began, 2)
+
+    async def test_what_breaks_off_is_an_error_and_the_rest_is_no_line(self):
+        got = []
+        with self.assertRaises(HttpConnectionClosedError):
+            async for line in lines(FakeBody(b'a\nb', HttpConnectionClosedError('reset'))):
+                got.append(line)
+        self.assertEqual(got, [b'a'])
+
+    async def test_abandoned_in_the_middle_the_connection_is_closed(self):
+        def goes_on(peer):
+            peer.send(OK + b'\r\na\nb\n')
+            peer.read_to_close()
+
+        sockets = ClientSockets()
+        request, _ = self.pool(set_sock_options=sockets)
+        for reader in (lines, server_sent_events):
+            self.answers = [goes_on]
+            _, _, body = await request(b'GET', f'http://a.test:{self.site()}/')
+            if reader is lines:
+                async for _ in reader(body):
+                    break
+            reader = reader(body)
+            body = None
+            await (reader.aclose() if reader is not None else turns())
+            self.assertEqual(sockets.count_open(), 0)
+
+
+def whatwg_events(text):
+    """The events of a stream that is there as a whole, written down from the standard's own steps. HTML §9.2.6"""
+    text = text.decode('utf-8', 'replace')
+    text = text[1:] if text.startswith('\ufeff') else text
+    events, data, kind, last_id, retry = [], '', '', '', None
+    for line in re.split('\r\n|\r|\n', text)[:-1]:
+        if line == '':
+            if data != '':
+                events.append(Event(kind or 'message', data[:-1], last_id, retry))
+            data, kind = '', ''
+            continue
+        name, value = line.split(':', 1) if ':' in line else (line, '')
+        value = value[1:] if value[:1] == ' ' else value
+        if name == 'event':
+            kind = value
+        elif name == 'data':
+            data += value + '\n'
+        elif name == 'id':
+            last_id = last_id if '\0' in value else value
+        elif name == 'retry' and value and all(c in '0123456789' for c in value):
+            retry = int(value)
+    return events
+
+
+class EventTests(LayerTestCase):
+
+    def event(self, data, kind='message', last_id='', retry=None):
+        return Event(kind, data, last_id, retry)
+
+    async def events(self, *pieces, **kwargs):
+        return [event async for event in server_sent_events(FakeBody(*pieces), **kwargs)]
+
+    async def test_the_examples_of_the_standard(self):
+        for text, expected in (
+                (b'data: YHOO\ndata: +2\ndata: 10\n\n', [self.event('YHOO\n+2\n10')]),
+                (b': test stream\n\ndata: first event\nid: 1\n\ndata:second event\nid\n\ndata:  third event\n\n',
+                 [self.event('first event', last_id='1'), self.event('second event'), self.event(' third event')]),
+                (b'data\n\ndata\ndata\n\n', [self.event(''), self.event('\n')]),
+                (b'data:test\n\ndata: test\n\n', [self.event('test')] * 2),
+                (b'event: add\ndata: 1\n\ndata: 2\n\n', [self.event('1', 'add'), self.event('2')]),
+                (b'event: none\n\n', []), (b'id: 7\n\ndata: x\n\n', [self.event('x', last_id='7')]),
+                (b'id: 7\0\ndata: x\n\n', [self.event('x')]), (b'retry: 100\ndata: x\n\n', [self.event('x', retry=100)]),
+                (b'retry: 1s\nretry:\nretry: \xc2\xb2\ndata: x\n\n', [self.event('x')]),
+                (b'\xef\xbb\xbfdata: x\n\n', [self.event('x')]), (b'\n\xef\xbb\xbfdata: x\n\n', []),
+                (b'data: \xff\n\n', [self.event('\ufffd')]), (b': comment', None), (b'DATA: x\n\n', []), (b'', [])):
+            for end in (b'\n', b'\r', b'\r\n'):
+                for size in (1, 2, 7, 10 ** 6):
+                    with self.subTest((text, end, size)):
+                        pieces = cut(text.replace(b'\n', end), size)
+                        if expected is None:
+                            await self.raises(HttpConnectionClosedError, self.events(*pieces))
+                        else:
+                            self.assertEqual(await self.events(*pieces), expected)
+
+    async def test_random_streams_give_what_the_standard_says(self):
+        parts = (b'data', b'event', b'id', b'retry', b':', b': ', b' ', b'x', b'1', b'\n', b'\r', b'\r\n', b'\n\n', b'\0',
+                 b'\xef\xbb\xbf', b'\xe9', b'data: y\n', b'other')
+        for number in range(1500):
+            rng = random.Random(number)
+            text = b''.join(rng.choice(parts) for _ in range(rng.randrange(40))) + b'\n\n'
+            pieces = []
+            while text[sum(map(len, pieces)):]:
+                at = sum(map(len, pieces))
+                pieces.append(text[at:at + rng.randrange(1, 12)])
+            self.assertEqual(await self.events(*pieces), whatwg_events(text), (number, text))
+
+    async def test_an_event_is_given_as_soon_as_its_last_line_ends(self):
+        for end in (b'\n', b'\r', b'\r\n'):
+            gate = asyncio.Event()
+
+            class Waits(FakeBody):
+                async def __anext__(self):
+                    if not self.pieces:
+                        await gate.wait()  # noqa: B023
+                    return await super().__anext__()
+
+            events = server_sent_events(Waits(b'data: x' + end + end))
+            self.assertEqual((await asyncio.wait_for(events.__anext__(), 5)).data, 'x')
+            gate.set()
+            self.assertEqual([event async for event in events], [])
+
+    async def test_a_stream_that_is_cut_never_looks_whole(self):
+        for text in (b'data: x', b'data: x\n', b'event: x\n', b'id: 1\r\n', b'data: x\n\ndata', b'\n\nd', b'data: y\n\nretry: 1\n'):
+            events = server_sent_events(FakeBody(text))
+            got = []
+            with self.assertRaises(HttpConnectionClosedError) as caught:
+                async for event in events:
+                    got.append(event)
+            self.assertTrue(caught.exception.answered)
+            self.assertEqual(len(got), text.count(b'\n\nd') and text.startswith(b'data') or b'y' in text)
+            await self.raises(HttpConnectionClosedError, buffered(events))
+        self.assertEqual(await self.events(b': comment\n'), [])
+        error = HttpConnectionClosedError('reset')
+        with self.assertRaises(HttpConnectionClosedError) as caught:
+            await self.events(b'data: x\n', error)
+        self.assertIs(caught.exception, error)
+
+    async def test_one_too_long_is_an_error(self):
+        for text in (b'data: ' + b'x' * 100, b'data: xxxx\n' * 20, b'data: ' + b'x' * 100 + b'\n\n'):
+            for size in (1, 1000):
+                await self.raises(HttpTooLarge, self.events(*cut(text, size), most=50))
+        self.assertEqual(len(await self.events(b'data: xxxx\n\n' * 20, most=50)), 20)
