@@ -20,7 +20,7 @@ import random
 import re
 import resource
 import shutil
-import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -1910,3 +1910,388 @@ class EventTests(LayerTestCase):
             for size in (1, 1000):
                 await self.raises(HttpTooLarge, self.events(*cut(text, size), most=50))
         self.assertEqual(len(await self.events(b'data: xxxx\n\n' * 20, most=50)), 20)
+
+
+# -------- saved
+
+
+NGINX_CONF = '''
+daemon off; master_process off; pid nginx.pid; error_log error.log;
+events {{ worker_connections 100; }}
+http {{
+  access_log off; client_body_temp_path body; proxy_temp_path proxy; fastcgi_temp_path fastcgi; uwsgi_temp_path uwsgi;
+  scgi_temp_path scgi; default_type application/octet-stream;
+  server {{ listen 127.0.0.1:{port}; location / {{ root files; }} }}
+}}
+'''
+
+
+def wait_for_port(port, process):
+    ends_at = time.monotonic() + PATIENCE
+    while time.monotonic() < ends_at and process.poll() is None:
+        with contextlib.suppress(OSError), socket.create_connection(('127.0.0.1', port), timeout=PATIENCE):
+            return
+        time.sleep(0.01)
+    raise RuntimeError(f'{process.args[0]} does not run: {process.poll()}')
+
+
+@unittest.skipUnless(NGINX, NO_NGINX)
+class SavedFromNginxTests(LayerTestCase):
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.root = tempfile.mkdtemp(prefix='lowhaio-layers-')
+        os.mkdir(os.path.join(cls.root, 'files'))
+        cls.port = refusing_port()
+        with open(os.path.join(cls.root, 'nginx.conf'), 'w') as file:
+            file.write(NGINX_CONF.format(port=cls.port))
+        cls.nginx = subprocess.Popen([NGINX, '-p', cls.root, '-c', os.path.join(cls.root, 'nginx.conf')],
+                                     stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        wait_for_port(cls.port, cls.nginx)
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.nginx.terminate()
+        cls.nginx.wait(PATIENCE)
+        shutil.rmtree(cls.root)
+        super().tearDownClass()
+
+    def setUp(self):
+        super().setUp()
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.folder = folder.name
+        self.path = os.path.join(folder.name, 'file')
+        self.asked = []  # the ranges
+
+    def publish(self, content, name='file'):
+        """A new file each time, that another may still be read"""
+        path = os.path.join(self.root, 'files', name)
+        with open(path + '.new', 'wb') as file:
+            file.write(content)
+        os.replace(path + '.new', path)
+
+    def relay(self, *cuts):
+        """The port of what passes everything on to nginx and back, but breaks off after so many bytes of an answer"""
+        cuts = list(cuts)
+
+        def script(peer):
+            head = peer.read_head()
+            found = re.search(b'\r\nrange: (.*)\r\n', head)
+            self.asked.append(found and found.group(1))
+            cut_at = cuts.pop(0) if cuts else None
+            with socket.create_connection(('127.0.0.1', self.port)) as sock:
+                sock.sendall(head.replace(b'\r\n\r\n', b'\r\nconnection: close\r\n\r\n'))
+                count = 0
+                while True:
+                    data = sock.recv(65536)[:None if cut_at is None else cut_at - count]
+                    if not data:
+                        return
+                    peer.send(data)
+                    count += len(data)
+        return self.serve(script)
+
+    def left(self):
+        return sorted(os.listdir(self.folder))
+
+    async def test_it_goes_on_where_it_broke_off(self):
+        content = os.urandom(3000000)
+        self.publish(content)
+        told = []
+        request, _ = self.pool()
+        port = self.relay(1000000, 100, 500000, 5)
+        size = await saved(request, f'http://a.test:{port}/file', self.path, progress=lambda *args: told.append(args),
+                           backoff=at_once)
+        self.assertEqual((size, open_and_read(self.path)), (3000000, content))
+        self.assertEqual(self.left(), ['file'])
+        self.assertEqual(len(self.asked), 5)
+        self.assertEqual(self.asked[0], None)
+        starts = [int(asked[6:-1]) for asked in self.asked[1:]]
+        self.assertTrue(900000 < starts[0] < 1000000 and starts[0] == starts[1] < starts[2] == starts[3])
+        self.assertEqual(told[-1], (3000000, 3000000))
+        self.assertEqual(told, sorted(told))
+
+    async def test_a_later_call_goes_on_too_unless_the_file_is_another(self):
+        for is_new in (False, True):
+            content = os.urandom(500000)
+            self.publish(content)
+            request, _ = self.pool()
+            url = f'http://a.test:{self.relay(300000)}/file'
+            await self.raises(HttpConnectionClosedError, saved(request, url, self.path, attempts=1))
+            self.assertEqual(self.left(), ['file.etag', 'file.part'])
+            if is_new:
+                content = os.urandom(400000)
+                self.publish(content)
+            self.assertEqual(await saved(request, url, self.path), len(content))
+            self.assertEqual(open_and_read(self.path), content)
+            self.assertIsNotNone(self.asked[-1])
+            self.assertEqual(self.left(), ['file'])
+            os.remove(self.path)
+
+    async def test_one_that_is_whole_and_was_not_come_to_an_end_with(self):
+        content = os.urandom(100000)
+        self.publish(content)
+        request, _ = self.pool()
+        url = f'http://a.test:{self.relay(50000)}/file'
+        await self.raises(HttpConnectionClosedError, saved(request, url, self.path, attempts=1))
+        with open(self.path + '.part', 'wb') as file:
+            file.write(content)
+        self.assertEqual(await saved(request, url, self.path), 100000)
+        self.assertEqual(self.asked[-1], b'bytes=100000-')
+        self.assertEqual((open_and_read(self.path), self.left()), (content, ['file']))
+
+    async def test_what_stands_beside_it_of_another_url_or_of_nothing_is_not_used(self):
+        content = os.urandom(100000)
+        self.publish(content)
+        self.publish(content[::-1], 'other')
+        request, _ = self.pool()
+        port = self.relay(50000)
+        await self.raises(HttpConnectionClosedError, saved(request, f'http://a.test:{port}/other', self.path, attempts=1))
+        for part, beside in ((None, None), (b'x' * 200000, None), (b'', None), (b'x' * 5, b''), (b'x' * 5, b'a b c'),
+                             (b'x' * 5, b'nonsense')):
+            for suffix, text in (('.part', part), ('.etag', beside)):
+                if text is not None:
+                    with open(self.path + suffix, 'wb') as file:
+                        file.write(text)
+            await saved(request, f'http://a.test:{port}/file', self.path)
+            self.assertEqual((open_and_read(self.path), self.left(), self.asked[-1]), (content, ['file'], None))
+
+
+class SavedTests(LayerTestCase):
+
+    def setUp(self):
+        super().setUp()
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.folder = folder.name
+        self.path = os.path.join(folder.name, 'file')
+
+    def left(self):
+        return {name: open_and_read(os.path.join(self.folder, name)) for name in os.listdir(self.folder)
+                if not name.endswith('.etag')}
+
+    CUT = HttpConnectionClosedError('was cut off')
+    WHOLE = ((b'content-length', b'10'), (b'etag', b'"x"'))
+    PART = (b'206', ((b'content-range', b'bytes 4-9/10'),), b'efghij')
+    BEGUN = (b'200', WHOLE, b'abcd', CUT)
+    NO_ETAG = (b'200', ((b'content-length', b'10'),), b'abcd', CUT)
+
+    async def test_each_answer_to_what_is_asked(self):
+        whole = (b'200', self.WHOLE, b'abcdefghij')
+        for what, outcomes, asked, outcome, left in (
+                ('whole', (whole,), [None], 10, b'abcdefghij'),
+                ('empty', ((b'200', ((b'content-length', b'0'),)),), [None], 0, b''),
+                ('of no length', ((b'200', (), b'abc', b'd'),), [None], 4, b'abcd'),
+                ('resumed', (self.BEGUN, self.PART), [None, b'bytes=4-'], 10, b'abcdefghij'),
+                ('resumed, its size not said', (self.BEGUN, (b'206', ((b'content-range', b'bytes 4-9/*'),), b'efghij')),
+                 [None, b'bytes=4-'], 10, b'abcdefghij'),
+                ('resumed by less than was asked for', (self.BEGUN, (b'206', ((b'content-range', b'bytes 4-5/10'),), b'ef'),
+                                                        (b'206', ((b'content-range', b'bytes 6-9/10'),), b'ghij')),
+                 [None, b'bytes=4-', b'bytes=6-'], 10, b'abcdefghij'),
+                ('no ETag', (self.NO_ETAG, whole), [None, None], 10, b'abcdefghij'),
+                ('a weak ETag', ((b'200', ((b'content-length', b'10'), (b'etag', b'W/"x"')), b'abcd', self.CUT), whole),
+                 [None, None], 10, b'abcdefghij'),
+                ('anew', (self.BEGUN, (b'200', ((b'content-length', b'2'),), b'zz')), [None, b'bytes=4-'], 2, b'zz'),
+                ('other bytes', (self.BEGUN, (b'206', ((b'content-range', b'bytes 3-9/10'),), b'defghij'), whole),
+                 [None, b'bytes=4-', None], 10, b'abcdefghij'),
+                ('of another size', (self.BEGUN, (b'206', ((b'content-range', b'bytes 4-9/11'),), b'efghij'), whole),
+                 [None, b'bytes=4-', None], 10, b'abcdefghij'),
+                ('no content-range', (self.BEGUN, (b'206', (), b'efghij'), whole), [None, b'bytes=4-', None], 10, b'abcdefghij'),
+                ('416', (self.BEGUN, (b'416', ((b'content-range', b'bytes */3'),)), whole),
+                 [None, b'bytes=4-', None], 10, b'abcdefghij'),
+                ('too little', ((b'200', self.WHOLE, b'abcd'), self.PART), [None, b'bytes=4-'], 10, b'abcdefghij'),
+                ('too much', ((b'200', self.WHOLE, b'abcdefghijk'), whole), [None, None], 10, b'abcdefghij'),
+                ('404', ((b'404', (), b'gone'),), [None], HttpStatusError, None),
+                ('206 unasked', ((b'206', ((b'content-range', b'bytes 0-9/10'),), b'abcdefghij'),), [None], HttpStatusError, None),
+                ('416 unasked', ((b'416', ()),), [None], HttpStatusError, None),
+                ('404 later', (self.BEGUN, (b'404', ())), [None, b'bytes=4-'], HttpStatusError, b'abcd'),
+                ('malformed', (HttpProtocolError('nonsense came'),), [None], HttpProtocolError, None),
+                ('no connection', (HttpConnectionError('was refused'),) * 3, [None] * 3, HttpConnectionError, None),
+                ('cut each time', (self.NO_ETAG, self.NO_ETAG, self.NO_ETAG), [None] * 3, HttpConnectionClosedError, None),
+                ('no connection later', (self.BEGUN, HttpConnectionError('refused'), HttpDnsError('no name')),
+                 [None, b'bytes=4-', b'bytes=4-'], HttpDataError, b'abcd')):
+            with self.subTest(what):
+                request = Scripted(*outcomes)
+                saving = saved(request, 'http://a.test/x?secret', self.path, headers=((b'x', b'y'),), attempts=3,
+                               backoff=at_once, other=5)
+                if isinstance(outcome, int):
+                    self.assertEqual(await saving, outcome)
+                    self.assertEqual(self.left(), {'file': left})
+                else:
+                    error = await self.raises(outcome, saving)
+                    self.assertNotIn('secret', str(error))
+                    self.assertEqual(self.left(), {} if left is None else {'file.part': left})
+                self.assertEqual([(request.values(b'range', index) or [None])[0] for index in range(len(request.calls))], asked)
+                for _, _, _, headers, _, kwargs in request.calls:
+                    self.assertEqual((headers[:2], kwargs), (
+                        ((b'x', b'y'), (b'accept-encoding', b'identity')), dict(other=5)))
+                    self.assertEqual((b'if-range', b'"x"') in headers, any(name == b'range' for name, _ in headers))
+                self.assertTrue(all(body.is_closed for body in request.bodies))
+            for name in os.listdir(self.folder):
+                os.remove(os.path.join(self.folder, name))
+
+    async def test_an_error_that_stays_has_the_code_and_the_last_is_told_with_what_was_before_it(self):
+        error = await self.raises(HttpStatusError, saved(Scripted((b'404', ((b'x', b'y'),))), 'http://a.test/', self.path))
+        self.assertEqual((error.code, error.headers, error.answered), (b'404', ((b'x', b'y'),), True))
+        request = Scripted(with_facts(HttpConnectionClosedError('was cut off'), answered=True), HttpDnsError('no such name'))
+        error = await self.raises(HttpDataError, saved(request, 'http://a.test/', self.path, attempts=2, backoff=at_once))
+        self.assertTrue(error.answered)
+        self.assertIn('was cut off', str(error))
+        self.assertIn('no such name', str(error))
+
+    async def test_attempts_are_those_in_a_row_without_a_new_byte(self):
+        outcomes = [(b'200', self.WHOLE, b'a', self.CUT)]
+        for at in range(1, 9):
+            outcomes += [HttpConnectionError('refused'),
+                         (b'206', ((b'content-range', b'bytes %d-9/10' % at),), b'abcdefghij'[at:at + 1], self.CUT)]
+        request = Scripted(*outcomes, (b'206', ((b'content-range', b'bytes 9-9/10'),), b'j'))
+        told = []
+        await saved(request, 'http://a.test/', self.path, attempts=3, backoff=lambda count: told.append(count) or 0)
+        self.assertEqual(self.left(), {'file': b'abcdefghij'})
+        self.assertEqual(told, [1, 2] * 8 + [1])
+
+    async def test_what_the_file_was_stays_until_the_new_one_is_whole(self):
+        with open(self.path, 'wb') as file:
+            file.write(b'old')
+        await self.raises(HttpConnectionClosedError, saved(Scripted(self.NO_ETAG), 'http://a.test/', self.path, attempts=1))
+        self.assertEqual(self.left(), {'file': b'old'})
+        await saved(Scripted((b'200', (), b'new')), 'http://a.test/', os.fsencode(self.path))
+        self.assertEqual(self.left(), {'file': b'new'})
+
+    async def test_cancelled_or_failed_by_the_caller_it_leaves_what_a_later_call_can_use(self):
+        gate = asyncio.Event()
+
+        class Waits(FakeBody):
+            async def __anext__(self):
+                if not self.pieces:
+                    await gate.wait()
+                return await super().__anext__()
+
+        for fields, left in ((self.WHOLE, {'file.part': b'abcd'}), ((), {})):
+            async def request(method, url, headers=(), body=None):
+                return b'200', fields, Waits(b'abcd')  # noqa: B023
+
+            task = self.loop.create_task(saved(request, 'http://a.test/', self.path))
+            await turns()
+            task.cancel()
+            with self.assertRaises(asyncio.CancelledError):
+                await task
+            self.assertEqual(self.left(), left)
+            for name in os.listdir(self.folder):
+                os.remove(os.path.join(self.folder, name))
+
+        def refuse(count, size):
+            raise KeyError(count)
+
+        with self.assertRaises(KeyError):
+            await saved(Scripted((b'200', (), b'x')), 'http://a.test/', self.path, progress=refuse)
+        self.assertEqual(self.left(), {})
+
+    async def test_of_what_was_decompressed_nothing_is_resumed(self):
+        data = gzipped(TEXT)
+        fields = ((b'content-length', b'%d' % len(data)), (b'etag', b'"x"'), (b'content-encoding', b'gzip'))
+        request = Scripted((b'200', fields, data[:len(data) // 2], self.CUT), (b'200', fields, data))
+        await saved(decompressed(request), 'http://a.test/', self.path, backoff=at_once)
+        self.assertEqual(self.left(), {'file': TEXT})
+        self.assertEqual([request.values(b'range', index) for index in (0, 1)], [[], []])
+        request = Scripted(b'200')
+        await saved(request, 'http://a.test/', self.path, headers={b'Accept-Encoding': b'gzip'})
+        self.assertEqual(request.values(b'accept-encoding'), [b'gzip'])
+
+    async def test_what_cannot_be_an_argument_is_refused(self):
+        with self.assertRaises(ValueError):
+            await saved(Scripted(), 'http://a.test/', self.path, attempts=0)
+
+
+# -------- A real application: httpbin
+
+
+HTTPBIN = '''
+import sys, warnings
+warnings.simplefilter('ignore')
+import httpbin, waitress
+server = waitress.create_server(httpbin.app, host='127.0.0.1', port=0, threads=4)
+print(server.effective_port, flush=True)
+server.run()
+'''
+
+
+@unittest.skipUnless(HAS_HTTPBIN, NO_HTTPBIN)
+class HttpbinTests(LayerTestCase):
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.process = subprocess.Popen([sys.executable, '-c', HTTPBIN], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        cls.url = 'http://127.0.0.1:%d' % int(cls.process.stdout.readline())
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.process.terminate()
+        cls.process.wait(PATIENCE)
+        cls.process.stdout.close()
+        super().tearDownClass()
+
+    def client(self, *layers):
+        request, _ = self.pool()
+        for layer in layers:
+            request = layer(request)
+        return request
+
+    async def test_what_is_compressed(self):
+        request = self.client(decompressed)
+        for path, key in (('gzip', 'gzipped'), ('deflate', 'deflated')) + ((('brotli', 'brotli'),) if brotli else ()):
+            _, fields, body = await request(b'GET', f'{self.url}/{path}')
+            self.assertTrue((await json_of(body))[key])
+            self.assertNotIn(b'content-encoding', dict(fields))
+
+    async def test_basic_and_bearer(self):
+        for credentials, code in ((basic('us er', 'pa:ss'), b'200'), (basic('us er', 'no'), b'401')):
+            request = self.client(functools.partial(authorised, at=self.url, credentials=credentials))
+            self.assertEqual((await request(b'GET', f'{self.url}/basic-auth/us er/pa:ss'))[0], code)
+        _, _, body = await self.client(functools.partial(authorised, at=self.url, credentials=bearer('abc')))(
+            b'GET', f'{self.url}/bearer')
+        self.assertEqual((await json_of(body))['token'], 'abc')
+
+    async def test_digest(self):
+        for algorithm, password, code in (
+                ('MD5', 'pw', b'200'), ('SHA-256', 'pw', b'200'), ('MD5', 'wrong', b'401'), ('SHA-256', 'wrong', b'401'),
+                ('SHA-512', 'pw', b'401')):
+            with self.subTest((algorithm, password)):
+                # httpbin knows its challenge again by a cookie. It fails of itself where there is a query.
+                request = self.client(cookied, functools.partial(digest, at=self.url, user='user', password=password))
+                for _ in range(2):
+                    answer = await request(b'GET', f'{self.url}/digest-auth/auth/user/pw/{algorithm}')
+                    self.assertEqual(answer[0], code)
+
+    async def test_cookies(self):
+        request = self.client(cookied, redirectable)
+        _, _, body = await request(b'GET', f'{self.url}/cookies/set?a=1&b=2')
+        self.assertEqual(await json_of(body), {'cookies': {'a': '1', 'b': '2'}})
+        _, _, body = await request(b'GET', f'{self.url}/cookies/delete?a')
+        self.assertEqual(await json_of(body), {'cookies': {'b': '2'}})
+
+    async def test_bodies(self):
+        request = self.client()
+        headers, body = json_body({'a': ['\xe9']})
+        _, _, body = await request(b'POST', f'{self.url}/post', headers=headers, body=body)
+        self.assertEqual((await json_of(body))['json'], {'a': ['\xe9']})
+        headers, body = form({'a': ['1 2', '\xe9'], 'b': '&'})
+        _, _, body = await request(b'POST', f'{self.url}/post', headers=headers, body=body)
+        self.assertEqual((await json_of(body))['form'], {'a': ['1 2', '\xe9'], 'b': '&'})
+        headers, body = multipart([('a', '\xe9'), ('f', b'content', 'name.txt'), ('g', streamed(b'other'), '\xe9.bin')])
+        _, _, body = await request(b'POST', f'{self.url}/post', headers=headers, body=body)
+        found = await json_of(body)
+        self.assertEqual((found['form'], found['files']), ({'a': '\xe9'}, {'f': 'content', 'g': 'other'}))
+
+    async def test_readers_and_retries(self):
+        request = self.client(retried)
+        _, _, body = await request(b'GET', f'{self.url}/stream/5')
+        self.assertEqual([json.loads(line.decode())['id'] async for line in lines(body)], [0, 1, 2, 3, 4])
+        code, _, _ = await self.client(functools.partial(retried, attempts=2, backoff=at_once))(
+            b'GET', f'{self.url}/status/503')
+        self.assertEqual(code, b'503')
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, 'file')
+            self.assertEqual(await saved(request, f'{self.url}/range/5000', path), 5000)
