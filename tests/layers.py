@@ -74,6 +74,7 @@ from lowhaio_layers import (
     saved,
     server_sent_events,
 )
+from reliability.exhaustion import Interrupted, by_task, let_go, pending, with_the_result
 from reliability.harness import (
     OK,
     OK_EMPTY,
@@ -2295,3 +2296,286 @@ class HttpbinTests(LayerTestCase):
         with tempfile.TemporaryDirectory() as folder:
             path = os.path.join(folder, 'file')
             self.assertEqual(await saved(request, f'{self.url}/range/5000', path), 5000)
+
+
+# -------- All at once
+
+
+async def new_token():
+    return bearer('secret')
+
+
+def all_layers(at, total=5, **kwargs):
+    """{name: a function that puts that layer around a request}, in the order that is documented, from outside"""
+    return collections.OrderedDict([
+        ('redirectable', redirectable),
+        ('cookied', cookied),
+        ('retried', functools.partial(retried, backoff=at_once)),
+        ('decompressed', decompressed),
+        ('authorised', functools.partial(authorised, at=at, credentials=kwargs.get('credentials', new_token))),
+        ('limited', functools.partial(limited, total=total, per_origin=total, timeout=kwargs.get('timeout', 5))),
+    ])
+
+
+def with_layers(request, layers, order):
+    for name in reversed(order):
+        request = layers[name](request)
+    return request
+
+
+class Internet:
+    """Origins that answer as their paths say, and what was asked of them"""
+
+    def __init__(self):
+        self.calls = []
+        self.under_way = self.most = 0
+
+    async def __call__(self, method, url, params=(), headers=(), body=None, **kwargs):
+        headers = {name: value for name, value in headers}
+        (_, host, _), _, target = lowhaio.split_url(url)
+        self.calls.append((method, url, headers))
+        self.under_way += 1
+        self.most = max(self.most, self.under_way)
+        try:
+            await asyncio.sleep(0)
+            if host == 'nowhere.test':
+                raise HttpDnsError('nowhere.test does not exist')
+            code, fields, *pieces = self.answer(host, target, headers)
+        except BaseException:
+            self.leave()
+            raise
+        answer = FakeBody(*pieces)
+        answer.when_done(self.leave)
+        return code, fields, answer
+
+    def leave(self):
+        self.under_way -= 1
+
+    def count(self, *urls):
+        return sum(url in urls for _, url, _ in self.calls)
+
+    def answer(self, host, target, headers):
+        is_first = self.count(self.calls[-1][1]) == 1
+        if host == 'evil.test':
+            return b'200', ((b'set-cookie', b'session=evil'),), b'evil'
+        return {
+            b'/': lambda: (b'200', (), b'hello'),
+            b'/login': lambda: (b'200', ((b'set-cookie', b'session=own'),)),
+            b'/away': lambda: (b'302', ((b'location', b'http://evil.test/'),), b'gone'),
+            b'/lost': lambda: (b'307', ((b'location', b'http://nowhere.test/'),)),
+            b'/busy': lambda: (b'503', (), b'busy') if is_first else (
+                b'200', ((b'content-encoding', b'gzip'),), gzipped(b'at last')),
+            b'/done': lambda: (b'303', ((b'location', b'/later'),)),
+            b'/later': lambda: (b'429', (), b'busy') if is_first else (b'200', (), b'later'),
+            b'/created': lambda: (b'303', ((b'location', b'/private'),)),
+            b'/private': lambda: (b'401', (), b'no') if is_first else (b'200', (), b'private'),
+            b'/malformed': lambda: (b'200', ((b'content-encoding', b'gzip'),), b'nonsense and more'),
+        }[target]()
+
+
+class OrderTests(LayerTestCase):
+    """Every order of the six, 720: what holds in each, and what is documented not to"""
+
+    async def run_each(self, scenario):
+        failures = []
+        for order in itertools.permutations(all_layers('http://a.test/')):
+            internet = Internet()
+            request = with_layers(internet, all_layers('http://a.test/', total=1), order)
+
+            def is_outside(outer, inner):
+                return order.index(outer) < order.index(inner)  # noqa: B023
+
+            try:
+                await scenario(internet, request, is_outside)
+                self.assertEqual((internet.under_way, internet.most), (0, 1))
+            except Exception as error:
+                failures.append((order, repr(error)))
+        self.assertEqual(failures[:3], [])
+
+    async def get(self, request, url, method=b'GET', **kwargs):
+        code, _, body = await request(method, url, **kwargs)
+        return code, await buffered(body)
+
+    async def test_what_is_busy_and_compressed_arrives(self):
+        async def scenario(internet, request, is_outside):
+            self.assertEqual(await self.get(request, 'http://a.test/busy'), (b'200', b'at last'))
+            self.assertEqual(internet.count('http://a.test/busy'), 2)
+            with self.assertRaises(HttpProtocolError):
+                await self.get(request, 'http://a.test/malformed')
+            self.assertEqual(internet.count('http://a.test/malformed'), 1)
+        await self.run_each(scenario)
+
+    async def test_no_token_and_no_cookie_goes_to_another_origin(self):
+        async def scenario(internet, request, is_outside):
+            await self.get(request, 'http://a.test/login')
+            self.assertEqual(await self.get(request, 'http://a.test/away'), (b'200', b'evil'))
+            method, url, headers = internet.calls[-1]
+            self.assertEqual((url, b'authorization' in headers, b'cookie' in headers), ('http://evil.test/', False, False))
+        await self.run_each(scenario)
+
+    async def test_another_sites_cookie_is_not_taken_for_ones_own_but_where_documented(self):
+        async def scenario(internet, request, is_outside):
+            await self.get(request, 'http://a.test/login')
+            await self.get(request, 'http://a.test/away')
+            await self.get(request, 'http://a.test/')
+            self.assertEqual(internet.calls[-1][2][b'cookie'],
+                             b'session=evil' if is_outside('cookied', 'redirectable') else b'session=own')
+        await self.run_each(scenario)
+
+    async def test_a_post_is_not_sent_twice_by_a_redirect_to_where_nobody_is(self):
+        async def scenario(internet, request, is_outside):
+            with self.assertRaises(HttpRedirectError):
+                await self.get(request, 'http://a.test/lost', b'POST', body=streamed(b'x'))
+            self.assertEqual(internet.count('http://a.test/lost'), 1)
+        await self.run_each(scenario)
+
+    async def test_a_post_is_not_sent_twice_by_what_comes_after_it_was_done_but_where_documented(self):
+        async def scenario(internet, request, is_outside):
+            self.assertEqual((await self.get(request, 'http://a.test/done', b'POST', body=streamed(b'x')))[1], b'later')
+            self.assertEqual(internet.count('http://a.test/done'), 1 + is_outside('retried', 'redirectable'))
+            self.assertEqual((await self.get(request, 'http://a.test/created', b'POST', body=streamed(b'x')))[1], b'private')
+            self.assertEqual(internet.count('http://a.test/created'), 1 + is_outside('authorised', 'redirectable'))
+        await self.run_each(scenario)
+
+
+class AllAtOnceTests(LayerTestCase):
+
+    def site_of_all(self):
+        """The port of a server that answers /KIND/NUMBER, each of whose bodies has the number"""
+        def answer(peer):
+            while True:
+                head = peer.read_head()
+                if not head.endswith(b'\r\n\r\n'):
+                    return
+                _, kind, number = head.split(b' ')[1].split(b'/')
+                if b'\r\ncontent-length: ' in head:
+                    peer.read(int(re.search(b'\r\ncontent-length: ([0-9]+)', head).group(1)))
+                elif b'\r\ntransfer-encoding: ' in head:
+                    peer.read_until(b'0\r\n\r\n')
+                content = (number + b',') * 3000
+                if kind in (b'busy', b'secret', b'moved') and random.random() < 0.5:
+                    peer.send({
+                        b'busy': b'HTTP/1.1 503 Busy\r\ncontent-length: 4\r\n\r\nbusy',
+                        b'secret': b'HTTP/1.1 401 No\r\ncontent-length: 0\r\n\r\n',
+                        b'moved': redirect(b'307', b'/plain/' + number, b'set-cookie: n=' + number)}[kind])
+                    continue
+                if kind == b'cut':
+                    data = gzipped(content)
+                    peer.send(OK + b'content-encoding: gzip\r\ncontent-length: %d\r\n\r\n' % len(data) + data[:-9])
+                    return peer.abort()
+                if kind == b'slow':
+                    data = gzipped(content)
+                    peer.send(OK + b'content-encoding: gzip\r\ncontent-length: %d\r\n\r\n' % len(data) + data[:20])
+                    time.sleep(0.002)
+                    peer.send(data[20:])
+                    continue
+                if kind == b'gone':
+                    return peer.abort()
+                peer.send(OK + b'content-length: %d\r\n\r\n' % len(content) + content)
+        return self.serve(answer)
+
+    KINDS = ('plain', 'busy', 'secret', 'moved', 'cut', 'slow', 'gone')
+
+    async def one(self, request, url, kind, number, counts):
+        try:
+            code, _, body = await request(
+                random.choice((b'GET', b'POST', b'PUT')), f'{url}/{kind}/{number}',
+                body=random.choice((None, streamed(b'x' * 10), lambda: pieces_of(b'x'))))
+            if random.random() < 0.2:
+                return  # its body is abandoned
+            if random.random() < 0.2:
+                await body.__anext__()
+                return
+            content = await buffered(body)
+            if code == b'200':
+                self.assertEqual(content, b'%d,' % number * 3000)
+            counts[code] += 1
+        except (HttpDataError, StopAsyncIteration) as error:
+            counts[type(error).__name__] += 1
+        except asyncio.CancelledError:
+            counts['cancelled'] += 1
+            raise
+
+    async def test_1500_random_cancellations_leave_nothing_behind(self):
+        async def token():
+            await asyncio.sleep(random.random() * 0.002)
+            return bearer('secret')
+
+        logger = logging.Logger('tests')
+        logger.addHandler(logging.NullHandler())
+        url = f'http://a.test:{self.site_of_all()}'
+        sockets, counts = ClientSockets(), collections.Counter()
+        bare, close = self.pool(set_sock_options=sockets)
+        layers = all_layers(url, total=8, credentials=token, timeout=None)
+        request = logged(with_layers(bare, layers, list(layers)), logger)
+        number = 0
+        while counts['cancelled'] < 1500:
+            tasks = []
+            for _ in range(20):
+                number += 1
+                tasks.append(self.loop.create_task(self.one(request, url, random.choice(self.KINDS), number, counts)))
+            for task in random.sample(tasks, 20):
+                if random.random() < 0.2:
+                    await asyncio.sleep(random.random() * 0.004)
+                task.cancel()
+                if random.random() < 0.2:
+                    task.cancel()
+            await asyncio.wait(tasks)
+            for task in tasks:
+                if not task.cancelled() and task.exception() is not None:
+                    raise task.exception()
+            del tasks[:], task
+        self.assertLessEqual(sockets.count_open(), 8)
+        # Every slot is free: as many requests as there are have theirs at once.
+        gate = asyncio.Event()
+
+        async def holds(number):
+            _, _, body = await request(b'GET', f'{url}/plain/{number}')
+            under_way.append(number)
+            await gate.wait()
+            await buffered(body)
+
+        under_way = []
+        tasks = [self.loop.create_task(holds(-number)) for number in range(1, 9)]
+        while len(under_way) < 8:
+            await asyncio.sleep(0.01)
+        gate.set()
+        await asyncio.gather(*tasks)
+        await close()
+        await turns()
+        self.assertEqual(sockets.count_open(), 0)
+        self.assertGreater(len(counts), 4)
+
+    async def test_it_may_be_interrupted_at_every_suspension(self):
+        url = f'http://a.test:{self.site()}'
+        data = gzipped(TEXT)
+
+        async def get_all(request):
+            _, _, body = await request(b'POST', url + '/x', body=streamed(b'hello'))
+            return await buffered(body)
+
+        for how in (pending, with_the_result, let_go):
+            for n in itertools.count():
+                with self.subTest((how.__name__, n)):
+                    sockets = ClientSockets()
+                    bare, close = self.pool(set_sock_options=sockets)
+                    layers = all_layers(url, total=1)
+                    request = with_layers(bare, layers, list(layers))
+                    self.answers = [
+                        b'HTTP/1.1 429 Busy\r\ncontent-length: 4\r\n\r\nbusy', b'HTTP/1.1 401 No\r\ncontent-length: 0\r\n\r\n',
+                        redirect(b'307', b'/y', b'set-cookie: a=b', body=b'moved'),
+                        OK + b'content-encoding: gzip\r\ncontent-length: %d\r\n\r\n' % len(data) + data]
+                    interrupted = Interrupted(self.loop, get_all(request), n, how)
+                    task = self.loop.create_task(by_task(interrupted))
+                    with contextlib.suppress(asyncio.CancelledError):
+                        outcome = await task
+                        self.assertTrue(how is let_go or not interrupted.reached, 'a cancellation was swallowed')
+                        self.assertEqual(outcome, None if interrupted.reached else TEXT)
+                    if not interrupted.reached:
+                        break
+                    del self.answers[:]
+                    code, _, _ = await asyncio.wait_for(request(b'GET', url + '/slot'), PATIENCE)  # its slot is free
+                    self.assertEqual(code, b'200')
+                    await close()
+                    self.assertEqual(sockets.count_open(), 0)
+            self.assertGreaterEqual(n, 4)
