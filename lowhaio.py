@@ -592,10 +592,12 @@ def check_body(body):
 class Upload:
     """The caller's body, in the place that `message` has for it, and held to the message's length
 
-    `is_over` is whether all of it was given. What the caller's code raises passes through, but for errors of this
-    module, as where the body itself makes requests: they would say of this one that nothing was sent.
+    `is_over` is whether all of it was given. Once it `is_interrupted`, what it still gives is dropped.
+
+    What the caller's code raises passes through, but for errors of this module, as where the body itself makes
+    requests: they would say of this one that nothing was sent.
     """
-    __slots__ = ('_body', '_previous', '_iterator', '_open', '_count', '_piece', 'message', 'is_over')
+    __slots__ = ('_body', '_previous', '_iterator', '_open', '_count', '_piece', 'message', 'is_over', 'is_interrupted')
 
     def __init__(self, body, message):
         self._body = body
@@ -603,7 +605,11 @@ class Upload:
         self._open = None  # the iterator, until it is closed
         self._count = 0
         self.message = message
-        self.is_over = False
+        self.is_over = self.is_interrupted = False
+
+    def is_complete(self):
+        """Whether its length is reached: only its end may follow"""
+        return self._count == self.message.length
 
     def may_be_played_again(self):
         """It is not begun, not its own iterator, or known to be none"""
@@ -611,7 +617,8 @@ class Upload:
 
     def rewind(self):
         """Begins at its beginning with the next part"""
-        self._previous, self._iterator, self._count, self.is_over = self._iterator, None, 0, False
+        self._previous, self._iterator, self._count = self._iterator, None, 0
+        self.is_over = self.is_interrupted = False
 
     def _begin(self):
         try:
@@ -643,6 +650,8 @@ class Upload:
                 self.is_over = True
             except HttpError as error:
                 raise body_error(error) from error
+            if self.is_interrupted:
+                return []
             try:
                 piece = self._piece = piece if type(piece) is bytes else memoryview(piece).cast('B') or b''
             except (TypeError, ValueError) as error:
@@ -727,20 +736,44 @@ def whole_head(data, most):
 
 
 class HeadReader:
-    """Is fed received bytes until it gives (version, code, headers, rest), those of the final head
+    """Is fed received bytes until `head` is there: (version, code, headers) of the final one
 
-    1xx are skipped: `continued` is whether one of them was 100 Continue.
+    1xx are skipped: `continued` is whether one of them was 100 Continue. What comes after the head is held, as `rest`;
+    then `is_over` is whether the connection has ended. `failure` is the error by which receiving failed, or None.
     """
-    continued = False
+    head = failure = None
+    rest = b''
+    continued = is_over = False
     _held = b''
     _searched = 0  # no byte is searched twice, however the head is cut
     _spent = 0     # bytes of 1xx
 
-    def __init__(self, max_header_length):
+    def __init__(self, max_header_length, most_held):
         self._max_header_length = max_header_length
+        self._most_held = most_held
+
+    def is_full(self):
+        """Whether as much is held as may be"""
+        return len(self.rest) >= self._most_held
+
+    def ends_sending(self):
+        """Whether there is an answer that does: a refusal; or an early 2xx, and the connection has ended. RFC 9112 §9.5"""
+        return self.head is not None and (self.is_over or not self.head[1].startswith(b'2'))
+
+    def fail(self):
+        """Raises the failure, and forgets it, or it would be in a cycle with the frames that it comes through"""
+        failure, self.failure = self.failure, None
+        try:
+            raise failure
+        finally:
+            del failure
 
     def feed(self, data):
         """b'' is the end of the connection. Raises HttpProtocolError, HttpHeaderTooLong, HttpConnectionClosedError"""
+        if self.head is not None:
+            self.rest += data
+            self.is_over = not data
+            return
         if not data:
             raise HttpConnectionClosedError(
                 f'The connection was closed after {self._spent + len(self._held)} bytes of the response\'s head')
@@ -752,7 +785,8 @@ class HeadReader:
             end = match.end()
             version, code, headers = parse_head(bytes(data[begin:end]))
             if not code.startswith(b'1'):
-                return version, code, headers, bytes(data[end:])
+                self.head, self.rest = (version, code, headers), bytearray(data[end:])
+                return
             if code == b'101':
                 raise HttpProtocolError('The server switched protocols (101), which was not asked for')
             self.continued = self.continued or code == b'100'
@@ -766,7 +800,6 @@ class HeadReader:
         if begin or data is not self._held:
             self._held = bytearray(data[begin:])
         self._searched = max(0, len(self._held) - 2)
-        return None
 
 
 def parse_head(head):
@@ -1169,8 +1202,9 @@ class Connection:
     - `await wait(sending, seconds)`: until it is worth while to call `receive`, or, if `sending`, `send` again; raises
       socket.timeout after so many seconds. For one task at a time, and when `receive` has given None, or what it gave
       is not wanted yet. What comes of it is found by those two: it may end for nothing.
-    - `watch(callback, seconds)`: calls back with False when something comes and nobody waits, and with True after so
-      many seconds; `watch(None)` ends that.
+    - `watch(callback, seconds)`: for an idle connection: calls back with False when something comes, and with True
+      after so many seconds. Without seconds, for one in use: calls back when something comes and nobody waits, until
+      that is received. `watch(None)` ends both.
     - `close(last=b'')`: sends what it can of `last`, then closes; a task that waits gets an OSError.
     - `abandon()`: only closes; for finalisers, which run in any thread, and after a fork.
     - `poll()`: as `receive`, between two requests: where one may not follow the other, it gives b''.
@@ -1412,12 +1446,13 @@ def tcp_connection(loop, sock, recv_bufsize):
             its.set_exception(error)
             its.exception()  # a coroutine that was let go of does not retrieve it
 
-    def watch(callback, seconds=0.0):
+    def watch(callback, seconds=None):
         nonlocal watcher
         watcher = callback
         if callback is not None:
-            idle()
             listen()
+        if seconds is not None:
+            idle()
             begin_timer(seconds)
 
     def close(last=b''):
@@ -1860,6 +1895,77 @@ def send_from(connection, part, at):
         return connection.send(view)
 
 
+def interruptible(connection, upload, reader):
+    """`upload.next_parts`, which hears the connection while the caller's body is awaited
+
+    What comes is fed to `reader`. Once that ends the sending, or the connection has failed, what the body awaits is
+    cancelled, as `Task.cancel` does it. The task itself is not, so that nothing is to be uncancelled; nor does the body
+    run in another one, where it would lose its caller's context, timeouts and cancel scopes.
+    """
+    # Before Python 3.11 the caller's own cancellation could not be told from this one.
+    task = asyncio.current_task() if hasattr(asyncio.Task, 'cancelling') else None
+    if not hasattr(task, '_fut_waiter'):
+        return upload.next_parts
+    loop = connection.loop
+    cancelling = None  # of the task, by others, when the body was asked; None while it is not
+
+    def on_event(is_time):
+        if is_time:  # the end of an earlier wait's
+            return
+        # All is given: an answer is in good time, and what the body still does is its own.
+        while not upload.is_complete() and not reader.is_full() and not has_to_end():
+            data = hear(connection, reader)
+            if data is None:
+                return
+        connection.watch(None)
+        if has_to_end():
+            interrupt(interrupt)
+
+    def has_to_end():
+        return reader.failure is not None or reader.ends_sending()
+
+    def interrupt(itself):
+        waiter = task._fut_waiter
+        if cancelling is None:
+            return
+        if task.cancelling() > cancelling:  # which a timeout of the body's own takes back
+            loop.call_later(0.1, itself, itself)
+        elif waiter is None or waiter.done():  # the task runs next
+            loop.call_soon(itself, itself)
+        else:
+            upload.is_interrupted = True
+            waiter.cancel(msg='The answer came, or the connection failed, before the next piece of the body')
+
+    async def next_parts():
+        nonlocal cancelling
+        cancelling = task.cancelling()
+        try:
+            return await upload.next_parts()
+        except asyncio.CancelledError:
+            if not upload.is_interrupted or task.cancelling() > cancelling:
+                raise
+            return []
+        finally:
+            cancelling = None
+
+    connection.watch(on_event)
+    return next_parts
+
+
+def hear(connection, reader):
+    """Feeds the reader what is there; what that was, or None for nothing. Its `failure` may be known then"""
+    try:
+        data = connection.receive()
+        if data:
+            connection.answered = True
+        if data is not None:
+            reader.feed(data)
+    except (OSError, HttpDataError) as error:
+        # Without frames, which from Python 3.12 on would refer to those that hold the error: a cycle.
+        data, reader.failure = b'', error.with_traceback(None)
+    return data
+
+
 async def exchange(connection, message, upload, part, parts, limits):
     """Sends a request, of which `part` and then `parts` come first, and receives the head of its response
 
@@ -1873,24 +1979,28 @@ async def exchange(connection, message, upload, part, parts, limits):
 
     Raises HttpDataError, and what the caller's body raises.
     """
-    reader = answer = rest = None
+    reader = None
     at = 0  # as far as that the part was sent
     has_more = upload is not None and not upload.is_over
     is_expecting, ends_at = message.expects, None
     is_asking, is_blocked, send_error = False, False, None
+    if has_more:
+        reader = new_reader(limits)
+        next_parts = interruptible(connection, upload, reader)
     try:
         while True:
             is_blocked = False
             if not part and has_more and not is_expecting:
                 is_asking = True  # here alone the caller's code is waited for
-                part, *parts = await upload.next_parts() or (b'',)
+                part, *parts = await next_parts() or (b'',)
                 is_asking, has_more = False, not upload.is_over  # what came meanwhile is heard before more is sent
+                if reader.failure is not None:
+                    reader.fail()
             elif part:
                 try:
                     sent = send_from(connection, part, at) if at or len(part) > MAX_SEND else connection.send(part)
                 except (ConnectionError, ssl.SSLError) as error:
-                    # The answer may be there all the same: a server that refuses a body, and closes. Without frames,
-                    # which from Python 3.12 on would refer to those that hold the error: a cycle.
+                    # The answer may be there all the same: a server that refuses a body, and closes.
                     send_error, part, has_more, is_expecting = error.with_traceback(None), b'', False, False
                 else:
                     is_blocked, at = not sent, at + sent
@@ -1899,47 +2009,48 @@ async def exchange(connection, message, upload, part, parts, limits):
                         if parts:
                             part, *parts = parts
             is_sent = not part and not has_more
-            is_full = answer is not None and len(rest) >= min(FIRST_RECEIVE, limits.recv_bufsize)
-            data = None if is_full else connection.receive()
-            if data is None:
-                if answer is not None and is_sent and not connection.has_unsent():
-                    return (*answer, bytes(rest), send_error is None, None)
-                if is_full and is_blocked:
-                    await connection.wait(True, limits.socket_timeout, False)
-                elif is_blocked or is_sent:
-                    await connection.wait(is_blocked, limits.socket_timeout)
-                elif is_expecting and not part:  # RFC 9110 §10.1.1: for 100, or a final answer, but not for ever
-                    ends_at = ends_at or time.monotonic() + limits.expect_timeout
-                    is_expecting = ends_at > time.monotonic()
-                    if is_expecting:
-                        with contextlib.suppress(socket.timeout):
-                            await connection.wait(False, ends_at - time.monotonic())
-            elif answer is None:
+            data = None if reader is not None and reader.is_full() else connection.receive()
+            if data is not None:
                 if data:
                     connection.answered = True
-                head = whole_head(data, limits.max_header_length) if reader is None else None
-                if head is None:
-                    reader = reader or HeadReader(limits.max_header_length)
-                    head = reader.feed(data)
-                if head is not None:
-                    version, code, headers, rest = head
-                    if is_sent or is_expecting or not code.startswith(b'2'):
-                        return version, code, headers, rest, is_sent and send_error is None, None
-                    answer, rest = (version, code, headers), bytearray(rest)
-                elif reader.continued:
-                    is_expecting = False
-            elif data:
-                rest += data
-            else:
-                return (*answer, bytes(rest), False, None)
+                if reader is None:
+                    head = whole_head(data, limits.max_header_length)
+                    if head is not None and is_sent:
+                        return (*head, send_error is None, None)
+                    reader = new_reader(limits)
+                reader.feed(data)
+                is_expecting = is_expecting and not reader.continued
+            if reader is not None and reader.head is not None:
+                is_all_sent = is_sent and not connection.has_unsent()
+                if is_all_sent or is_expecting or reader.ends_sending():
+                    return (*reader.head, bytes(reader.rest), is_all_sent and send_error is None, None)
+            if data is not None:
+                continue
+            if is_blocked and reader is not None and reader.is_full():
+                await connection.wait(True, limits.socket_timeout, False)
+            elif is_blocked or is_sent:
+                await connection.wait(is_blocked, limits.socket_timeout)
+            elif is_expecting and not part:  # RFC 9110 §10.1.1: for 100, or a final answer, but not for ever
+                ends_at = ends_at or time.monotonic() + limits.expect_timeout
+                is_expecting = ends_at > time.monotonic()
+                if is_expecting:
+                    with contextlib.suppress(socket.timeout):
+                        await connection.wait(False, ends_at - time.monotonic())
     except (OSError, HttpConnectionClosedError) as error:
         if is_asking:
             raise
-        if answer is not None and not is_timeout(error):
-            return (*answer, bytes(rest), False, error.with_traceback(None))
+        if reader is not None and reader.head is not None and not is_timeout(error):
+            return (*reader.head, bytes(reader.rest), False, error.with_traceback(None))
         if isinstance(error, HttpError) and send_error is None:
             raise
         raise exchange_error(error, send_error, is_blocked) from (send_error or error)
+    finally:
+        if upload is not None:
+            connection.watch(None)
+
+
+def new_reader(limits):
+    return HeadReader(limits.max_header_length, min(FIRST_RECEIVE, limits.recv_bufsize))
 
 
 def exchange_error(error, send_error, is_blocked):

@@ -657,6 +657,9 @@ class Delivery:
         self.is_there = False
         return len(data)
 
+    def has_unsent(self):
+        return False
+
     def poll(self):
         return None
 

@@ -322,6 +322,9 @@ class Wire:
         self.received += len(piece)
         return piece
 
+    def has_unsent(self):
+        return False
+
     def poll(self):
         return self.pieces.popleft() if self.pieces and self.is_answered else None
 
