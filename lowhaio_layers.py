@@ -292,7 +292,9 @@ def retried(request, attempts=4, statuses=(b'429', b'502', b'503', b'504'), back
         if attempts > 1:
             url, params, headers = with_own_params(url, params), (), header_pairs(headers)
         sent = None  # of the last attempt of which anything was: what became of it, whether it was answered
-        for attempt in itertools.count(1):
+        attempt = 0
+        while True:
+            attempt += 1
             try:
                 code, fields, answer = await request(method, url, params=params, headers=headers, body=body, **kwargs)
             except HttpError as error:
@@ -884,7 +886,7 @@ def cookied(request, jar=None, path=None):
     """
     if path is not None and jar is not None:
         raise TypeError('cookied() takes a jar, or the path of its own, and not both')
-    parts_of = parts_of_urls()
+    parts_of, path = parts_of_urls(), None if path is None else os.fsdecode(path)
     if jar is None:
         policy = StrictPolicy(strict_domain=True, strict_ns_domain=StrictPolicy.DomainStrictNonDomain)
         jar = http.cookiejar.CookieJar(policy) if path is None else http.cookiejar.LWPCookieJar(path, policy=policy)
@@ -923,7 +925,7 @@ class StrictPolicy(http.cookiejar.DefaultCookiePolicy):
 
 def save_cookies(jar, path):
     """To a new file that then takes the place of the old one: half of one would be no cookies at all"""
-    new = f'{os.fsdecode(path)}.{os.getpid()}.new'
+    new = f'{path}.{os.getpid()}.new'
     os.close(os.open(new, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600))
     jar.save(new, ignore_discard=True)
     os.replace(new, path)
@@ -944,9 +946,6 @@ class CookieRequest:
 
     def has_header(self, name):
         return False
-
-    def get_header(self, name, default=None):
-        return default
 
     def add_unredirected_header(self, name, value):
         if name == 'Cookie':

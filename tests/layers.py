@@ -1,6 +1,5 @@
 """Layers: each alone by tables, against real servers, and all at once: cancelled, abandoned, and in every order"""
 import asyncio
-import base64
 import collections
 import contextlib
 import email.parser
@@ -154,7 +153,7 @@ class FakeBody:
 
 
 class Scripted:
-    """A `request` whose calls raise, or answer with, one of `outcomes` each: an exception, or a code and what follows"""
+    """A `request` each of whose calls raises one of `outcomes`, or answers with it: a code, or it, fields and pieces"""
 
     def __init__(self, *outcomes):
         self.outcomes = list(outcomes)
@@ -268,7 +267,8 @@ class RetriedTests(LayerTestCase):
 
     async def test_the_callers_statuses_and_methods(self):
         request = Scripted(b'500', b'200')
-        self.assertEqual((await retried(request, statuses=(b'500',), backoff=at_once)(b'GET', 'http://a.test/'))[0], b'200')
+        self.assertEqual((await retried(request, statuses=(b'500',), backoff=at_once)(b'GET', 'http://a.test/'))[0],
+                         b'200')
         for statuses in ((b'500',), ()):
             request = Scripted(b'503')
             self.assertEqual((await retried(request, statuses=statuses)(b'GET', 'http://a.test/'))[0], b'503')
@@ -284,7 +284,8 @@ class RetriedTests(LayerTestCase):
                 (b'POST', (b'429', HttpConnectionError('refused')), HttpDataError, True, ('429', 'refused')),
                 (b'POST', (b'429', HttpLimitTimeout('no slot')), HttpDataError, True, ('429', 'no slot')),
                 (b'POST', (b'429', HttpRequestError('closed pool')), HttpDataError, True, ('429', 'closed pool')),
-                (b'POST', (b'429', HttpConnectionClosedError('was cut off')), HttpConnectionClosedError, True, ('cut',)),
+                (b'POST', (b'429', HttpConnectionClosedError('was cut off')), HttpConnectionClosedError, True,
+                 ('cut',)),
                 (b'GET', (b'503', closed, HttpDnsError('gone')), HttpDataError, False, ('reset', 'gone')),
                 (b'GET', (HttpConnectionError('refused'), HttpDnsError('all is gone')), HttpDnsError, None, ('gone',))):
             with self.subTest((method, outcomes)):
@@ -326,7 +327,8 @@ class RetriedTests(LayerTestCase):
                 self.assertEqual((code, len(request.calls)), (b'200' if calls == 2 else b'503', calls))
 
     async def test_the_pause_grows_and_differs(self):
-        delays = {attempt: [lowhaio_layers.jittered_delay(attempt) for _ in range(200)] for attempt in (1, 2, 3, 10, 5000)}
+        delays = {attempt: [lowhaio_layers.jittered_delay(attempt) for _ in range(200)]
+                  for attempt in (1, 2, 3, 10, 5000)}
         for attempt, most in ((1, 0.5), (2, 1), (3, 2), (10, 8), (5000, 8)):
             self.assertTrue(all(0 <= delay <= most for delay in delays[attempt]))
             self.assertGreater(len(set(delays[attempt])), 100)
@@ -358,7 +360,8 @@ class RetriedTests(LayerTestCase):
                  dict(socket_timeout=3, other=None))] * 3)
 
     def test_what_cannot_be_an_argument_is_refused_at_once(self):
-        for arguments in (dict(attempts=0), dict(attempts=-1), dict(attempts='3'), dict(attempts=None), dict(attempts=True),
+        for arguments in (dict(attempts=0), dict(attempts=-1), dict(attempts='3'), dict(attempts=None),
+                          dict(attempts=True),
                           dict(backoff=1), dict(max_delay=-1), dict(max_delay='1')):
             with self.assertRaisesRegex((TypeError, ValueError), next(iter(arguments)) + ' .* got'):
                 retried(None, **arguments)
@@ -367,7 +370,8 @@ class RetriedTests(LayerTestCase):
         self.answers = [lambda peer: peer.abort()] * 3
         request, _ = self.pool()
         url = f'http://a.test:{self.site()}/'
-        await self.raises(HttpConnectionClosedError, retried(request, backoff=at_once)(b'POST', url, body=streamed(b'x')))
+        await self.raises(HttpConnectionClosedError, retried(request, backoff=at_once)(b'POST', url,
+                                                                                       body=streamed(b'x')))
         self.assertEqual(len(self.seen), 1)
         code, _, _ = await retried(request, backoff=at_once)(b'PUT', url, body=streamed(b'x'))
         self.assertEqual(code, b'200')
@@ -419,7 +423,8 @@ class FetchedTests(LayerTestCase):
         self.assertEqual(len(self.seen), 4)
 
     async def test_it_retries_as_retried_does(self):
-        request = Scripted((b'503', (), b'busy'), HttpConnectionError('refused'), (b'429', (), b'late'), (b'200', (), b'a', b'b'))
+        request = Scripted((b'503', (), b'busy'), HttpConnectionError('refused'), (b'429', (), b'late'),
+                           (b'200', (), b'a', b'b'))
         code, _, content = await fetched(request, backoff=at_once)(b'GET', 'http://a.test/', params={'a': 'b'})
         self.assertEqual((code, content), (b'200', b'ab'))
         self.assertEqual([call[1] for call in request.calls], ['http://a.test/?a=b'] * 4)
@@ -465,7 +470,9 @@ CODINGS = (
     (b'x-gzip', gzipped, True),
     (b'deflate', zlib.compress, False),
     (b'deflate', bare_deflated, False),
-) + ((b'br', brotli.compress, False),) * (brotli is not None) + ((b'zstd', zstd.compress, True),) * (zstd is not None)
+)
+CODINGS += ((b'br', brotli.compress, False),) if brotli else ()
+CODINGS += ((b'zstd', zstd.compress, True),) if zstd else ()
 TEXT = b''.join(b'%d bottles of beer on the wall, ' % number for number in range(20))
 
 
@@ -484,12 +491,14 @@ class DecompressedTests(LayerTestCase):
         self.assertIn(b'zstd', lowhaio_layers.decoders())
 
     def test_what_is_not_installed_is_not_asked_for(self):
-        with mock.patch.dict(sys.modules, {'brotli': None, 'compression': None, 'backports': None, 'backports.zstd': None}):
+        with mock.patch.dict(sys.modules, {'brotli': None, 'compression': None, 'backports': None,
+                                           'backports.zstd': None}):
             self.assertEqual(set(lowhaio_layers.decoders()), {b'gzip', b'x-gzip', b'deflate'})
         without_bound = mock.Mock(spec_set=('Decompressor',), Decompressor=bytes)
         with mock.patch.dict(sys.modules, {'brotli': without_bound}):
             self.assertNotIn(b'br', lowhaio_layers.decoders())
-        with mock.patch.dict(sys.modules, {'compression': None, 'backports.zstd': mock.MagicMock(), 'brotli': mock.Mock()}):
+        both = {'compression': None, 'backports': mock.Mock(), 'brotli': mock.Mock()}
+        with mock.patch.dict(sys.modules, both):
             self.assertLessEqual({b'zstd', b'br'}, set(lowhaio_layers.decoders()))
 
     async def body(self, coding, *pieces, **kwargs):
@@ -530,7 +539,8 @@ class DecompressedTests(LayerTestCase):
                     await self.raises(HttpProtocolError, buffered(
                         await self.body(coding, *cut(compress(TEXT) + b'more', size))))
                 continue
-            for more, size in itertools.product((b'\0', b'\0' * 4, b'\0' * 5000, b'more and more', b'\x1f', b'\x28\xb5\x2f'),
+            for more, size in itertools.product((b'\0', b'\0' * 4, b'\0' * 5000, b'more and more', b'\x1f',
+                                                 b'\x28\xb5\x2f'),
                                                 (1, 3, 10 ** 6)):
                 data = compress(TEXT) + more
                 body = await self.body(coding, *cut(data, size))
@@ -551,7 +561,7 @@ class DecompressedTests(LayerTestCase):
                     await self.raises(HttpProtocolError, buffered(await self.body(coding, data + data[:end])))
 
     async def test_what_is_malformed_is_an_error_that_names_the_coding(self):
-        for coding, compress, _ in CODINGS:
+        for coding, _, _ in CODINGS:
             for nonsense in (b'nonsense nonsense', b'\xff' * 100, b'<html></html>'):
                 body = await self.body(coding, nonsense)
                 error = await self.raises(HttpProtocolError, buffered(body))
@@ -602,8 +612,10 @@ class DecompressedTests(LayerTestCase):
         has = lowhaio_layers.decoders()
         every = b'gzip, deflate' + (b', br' if b'br' in has else b'') + (b', zstd' if b'zstd' in has else b'')
         for kwargs, headers, expected in (
-                ({}, (), [every]), (dict(codings=(b'gzip',)), (), [b'gzip']), (dict(codings=(b'br', b'gzip')), (), [b'br, gzip']),
-                ({}, own, [b'identity']), ({}, a_range, []), ({}, None, [every]), ({}, {b'accept-encoding': b'br'}, [b'br']),
+                ({}, (), [every]), (dict(codings=(b'gzip',)), (), [b'gzip']),
+                (dict(codings=(b'br', b'gzip')), (), [b'br, gzip']),
+                ({}, own, [b'identity']), ({}, a_range, []), ({}, None, [every]),
+                ({}, {b'accept-encoding': b'br'}, [b'br']),
                 ({}, iter(own), [b'identity'])):
             request = Scripted(b'200')
             await decompressed(request, **kwargs)(b'GET', 'http://a.test/', headers=headers, params={'a': 'b'}, x=5)
@@ -669,6 +681,22 @@ class DecompressedTests(LayerTestCase):
         await body.__anext__()
         await body.aclose()
         self.assertEqual([piece async for piece in body], [])
+
+    async def test_closing_it_ends_a_read_of_a_body_that_just_ends_then(self):
+        body = FakeBody()
+        body.gate = self.loop.create_future()
+
+        async def waits():
+            await body.gate
+            raise StopAsyncIteration
+
+        body.__class__ = type('Waits', (FakeBody,), {'__anext__': lambda self: waits()})
+        wrapped = lines(body)
+        task = self.loop.create_task(buffered(wrapped))
+        await turns()
+        await wrapped.aclose()
+        body.gate.set_result(None)
+        await self.raises(HttpConnectionClosedError, task)
 
     async def test_others_run_while_a_bomb_goes_off(self):
         ticks, longest = [], 0
@@ -786,7 +814,8 @@ class LimitedTests(LayerTestCase):
     async def test_an_origin_has_its_own_limit_and_keeps_no_other_waiting(self):
         holding = Holding()
         request = limited(holding, 3, per_origin=2)
-        a = [self.loop.create_task(request(b'GET', url)) for url in ('http://a.test/', 'HTTP://A.test:80/', 'http://a.test/x')]
+        a = [self.loop.create_task(request(b'GET', url)) for url in ('http://a.test/', 'HTTP://A.test:80/',
+                                                                     'http://a.test/x')]
         await turns()
         self.assertEqual(holding.under_way, 2)
         b = [self.loop.create_task(request(b'GET', 'https://a.test/')) for _ in range(2)]
@@ -870,6 +899,21 @@ class LimitedTests(LayerTestCase):
         await request(b'GET', 'http://b.test/')
         for task in waiting:
             await self.raises(HttpLimitTimeout, task)
+
+    async def test_one_that_got_its_slot_in_the_turn_in_which_its_time_was_over_has_it(self):
+        for ends_after, outcome in ((0.05, b'200'), (0.15, HttpLimitTimeout)):
+            request = limited(Holding(), 1, timeout=0.1)
+            _, _, body = await request(b'GET', 'http://a.test/')
+            task = self.loop.create_task(request(b'GET', 'http://a.test/'))
+            self.loop.call_later(ends_after, body.end)
+            await asyncio.sleep(0)
+            time.sleep(0.2)  # then both are due in the same turn
+            if outcome == b'200':
+                _, _, body = await task
+            else:
+                await self.raises(outcome, task)
+            body.end()
+            await asyncio.wait_for(request(b'GET', 'http://a.test/'), 5)
 
     async def test_a_layer_that_retries_passes_that_on_at_once(self):
         request = limited(Holding(), 1, timeout=0.05)
@@ -988,7 +1032,8 @@ class LimitedTests(LayerTestCase):
                 await request(b'GET', 'http://a.test/')
 
     def test_what_cannot_be_an_argument_is_refused_at_once(self):
-        for arguments in (dict(total=0), dict(total=True), dict(total=None), dict(total='5'), dict(per_origin=0, total=5),
+        for arguments in (dict(total=0), dict(total=True), dict(total=None), dict(total='5'),
+                          dict(per_origin=0, total=5),
                           dict(per_origin='x', total=5), dict(timeout='x', total=5), dict(timeout=-1, total=5)):
             with self.assertRaisesRegex((TypeError, ValueError), next(iter(arguments)) + ' .* got'):
                 limited(None, **arguments)
@@ -1045,8 +1090,9 @@ class AuthorisedTests(LayerTestCase):
                         self.assertEqual(len(self.fields()[b'authorization']), where in ('base', 'case'))
 
     async def test_the_callers_own_stands(self):
-        for name, layer in self.layers('http://a.test/'):
-            for headers in (((b'Authorization', b'own'),), {b'authorization': b'own'}, iter([(b'AUTHORIZATION', b'own')])):
+        for _, layer in self.layers('http://a.test/'):
+            for headers in (((b'Authorization', b'own'),), {b'authorization': b'own'},
+                            iter([(b'AUTHORIZATION', b'own')])):
                 request = Scripted(b'401')
                 code, _, body = await layer(request)(b'GET', 'http://a.test/', headers=headers)
                 self.assertEqual((code, request.values(b'authorization'), len(request.calls)), (b'401', [b'own'], 1))
@@ -1161,7 +1207,8 @@ class TokenTests(LayerTestCase):
             del tasks[:], outcome
 
     async def test_after_a_401_what_it_raises_never_says_that_nothing_was_sent(self):
-        for error, raised in ((HttpConnectionError('refused'), HttpDataError), (HttpRequestError('is closed'), HttpDataError),
+        for error, raised in ((HttpConnectionError('refused'), HttpDataError),
+                              (HttpRequestError('is closed'), HttpDataError),
                               (HttpConnectionClosedError('was cut off'), HttpConnectionClosedError)):
             tokens = Tokens(None, error, accepts=b't2')
             caught = await self.raises(raised, authorised(tokens.request, 'http://a.test/', tokens.get)(
@@ -1188,8 +1235,19 @@ class TokenTests(LayerTestCase):
         self.assertEqual(tokens.count, 2)
         tokens.gate.set()
         outcomes = await asyncio.gather(*tasks, return_exceptions=True)
-        self.assertEqual([isinstance(each, asyncio.CancelledError) for each in outcomes], [True, True, False, False, False])
+        self.assertEqual([isinstance(each, asyncio.CancelledError) for each in outcomes],
+                         [True, True, False, False, False])
         self.assertEqual({each[0] for each in outcomes[2:]}, {b'200'})
+        self.assertEqual(tokens.count, 2)
+
+    async def test_a_401_of_an_old_token_to_a_body_that_can_be_sent_once_does_not_renew_the_new_one(self):
+        tokens = Tokens(accepts=b't2')
+        request = authorised(tokens.request, 'http://a.test/', tokens.get)
+        bodies = [pieces_of(b'x'), None, pieces_of(b'x')]
+        tasks = [self.loop.create_task(request(b'PUT', 'http://a.test/', body=body)) for body in bodies]
+        codes = [code for code, _, _ in await asyncio.gather(*tasks)]
+        self.assertEqual(codes, [b'401', b'200', b'401'])
+        await request(b'GET', 'http://a.test/')
         self.assertEqual(tokens.count, 2)
 
     async def test_a_stray_401_of_an_old_token_does_not_renew_the_new_one(self):
@@ -1268,15 +1326,17 @@ class DigestTests(LayerTestCase):
     async def test_stale_nonces_wrong_passwords_and_what_cannot_be_sent_again(self):
         again = b'Digest realm="r", nonce="m", stale=true'
         refused = (b'401', ((b'www-authenticate', CHALLENGE),), b'no')
-        layer = None
+        requests = []
+        layer = digest(lambda *args, **kwargs: requests[-1](*args, **kwargs), 'http://a.test', 'user', 'x')
         for what, outcomes, code, calls in (
-                ('challenged', (refused, b'200'), b'200', 2), ('stale', ((b'401', ((b'www-authenticate', again),)), b'200'), b'200', 2),
+                ('challenged', (refused, b'200'), b'200', 2),
+                ('stale', ((b'401', ((b'www-authenticate', again),)), b'200'), b'200', 2),
                 ('wrong', (refused, refused), b'401', 2), ('wrong again', (refused, refused), b'401', 2),
                 ('not digest', ((b'401', ((b'www-authenticate', b'Basic realm="x"'),)),), b'401', 1),
                 ('403', (b'403',), b'403', 1), ('challenged once more', (refused, b'200'), b'200', 2)):
             with self.subTest(what):
                 request = Scripted(*outcomes)
-                layer = layer or digest(lambda *args, **kwargs: request(*args, **kwargs), 'http://a.test', 'user', 'x')  # noqa: B023
+                requests.append(request)
                 answer = await layer(b'PUT', 'http://a.test/', body=streamed(b'x'))
                 self.assertEqual((answer[0], len(request.calls)), (code, calls))
                 if what == 'wrong again':  # the wrong one is told once in a request, and not twice
@@ -1314,7 +1374,8 @@ class DigestTests(LayerTestCase):
                  (b'algorithm=SHA-256-sess',)),
                 ('u"\\', '\xe9"', {}, h('md5', h('md5', b'u"\\', b'\xe9"', b'p'), b'n', h('md5', b'GET', b'/')),
                  (b'username="u\\"\\\\"', b'realm="\xe9\\""')),
-                ('J\xe4s\xf8n', 'r', {}, h('md5', h('md5', 'J\xe4s\xf8n'.encode(), b'r', b'p'), b'n', h('md5', b'GET', b'/')),
+                ('J\xe4s\xf8n', 'r', {}, h('md5', h('md5', 'J\xe4s\xf8n'.encode(), b'r', b'p'), b'n',
+                                           h('md5', b'GET', b'/')),
                  (b"username*=UTF-8''J%C3%A4s%C3%B8n",))):
             with self.subTest((user, extra)):
                 value = lowhaio_layers.digest_credentials(
@@ -1334,7 +1395,8 @@ class CookiedTests(LayerTestCase):
         # url that sets, set-cookie, {url: what is sent there}
         ('http://a.test/', 'n=v', {'http://a.test/': 'n=v', 'http://a.test/x/y': 'n=v', 'HTTP://A.TEST:80/': 'n=v',
                                    'https://a.test/': 'n=v', 'http://a.test:81/': 'n=v', 'http://b.test/': None,
-                                   'http://www.a.test/': None, 'http://xa.test/': None, 'http://a.test.evil.test/': None}),
+                                   'http://www.a.test/': None, 'http://xa.test/': None,
+                                   'http://a.test.evil.test/': None}),
         ('http://www.a.test/', 'n=v; domain=a.test', {'http://a.test/': 'n=v', 'http://www.a.test/': 'n=v',
                                                       'http://x.a.test/': 'n=v', 'http://xa.test/': None}),
         ('http://www.a.test/', 'n=v; Domain=.A.test', {'http://x.a.test/': 'n=v'}),
@@ -1343,13 +1405,15 @@ class CookiedTests(LayerTestCase):
         ('http://www.a.co.uk/', 'n=v; domain=co.uk', {'http://b.co.uk/': None, 'http://www.a.co.uk/': None}),
         ('http://a.test/', 'n=v; domain=test', {'http://b.test/': None, 'http://a.test/': None}),
         ('http://a.com/', 'n=v; domain=.com', {'http://b.com/': None, 'http://a.com/': None}),
-        ('http://127.0.0.1/', 'n=v', {'http://127.0.0.1/': 'n=v', 'http://1.127.0.0.1.test/': None, 'http://127.0.0.2/': None}),
+        ('http://127.0.0.1/', 'n=v', {'http://127.0.0.1/': 'n=v', 'http://1.127.0.0.1.test/': None,
+                                      'http://127.0.0.2/': None}),
         ('http://127.0.0.1/', 'n=v; domain=0.0.1', {'http://9.0.0.1/': None, 'http://127.0.0.1/': None}),
         ('http://127.0.0.1/', 'n=v; domain=127.0.0.1', {'http://127.0.0.1/': 'n=v', 'http://1.127.0.0.1.test/': None}),
         ('http://[::1]/', 'n=v; domain=1]', {'http://[::1]/': None}),
         ('http://[::1]/', 'n=v', {'http://[0:0::1]/': 'n=v', 'http://[::2]/': None}),
         ('http://a.test/', 'n=v; secure', {'http://a.test/': None, 'https://a.test/': 'n=v'}),
-        ('http://a.test/x/y', 'n=v; path=/x', {'http://a.test/x': 'n=v', 'http://a.test/x/z': 'n=v', 'http://a.test/y': None,
+        ('http://a.test/x/y', 'n=v; path=/x', {'http://a.test/x': 'n=v', 'http://a.test/x/z': 'n=v',
+                                               'http://a.test/y': None,
                                                'http://a.test/xx': None, 'http://a.test/x?q': 'n=v'}),
         ('http://a.test/x/y', 'n=v', {'http://a.test/x/z': 'n=v', 'http://a.test/z': None}),
         ('http://a.test/', 'n=v; max-age=0', {'http://a.test/': None}),
@@ -1377,7 +1441,8 @@ class CookiedTests(LayerTestCase):
             for url, expected in urls.items():
                 with self.subTest((where, cookie, url)):
                     await layer(b'GET', url, x=5)
-                    self.assertEqual(request.values(b'cookie'), [] if expected is None else [expected.encode('latin-1')])
+                    self.assertEqual(request.values(b'cookie'),
+                                     [] if expected is None else [expected.encode('latin-1')])
                     self.assertEqual(request.calls[-1][5], dict(x=5))
 
     async def test_a_cookie_with_a_control_character_does_not_spoil_the_requests_that_follow(self):
@@ -1391,7 +1456,8 @@ class CookiedTests(LayerTestCase):
 
     async def test_several_are_one_field_and_the_last_of_a_name_stands(self):
         request = Scripted(
-            (b'200', ((b'set-cookie', b'a=1'), (b'x', b'y'), (b'set-cookie', b'b=2; path=/'))), (b'200', ((b'set-cookie', b'a=3'),)))
+            (b'200', ((b'set-cookie', b'a=1'), (b'x', b'y'), (b'set-cookie', b'b=2; path=/'))),
+            (b'200', ((b'set-cookie', b'a=3'),)))
         layer = cookied(request)
         for _ in range(3):
             await layer(b'GET', 'http://a.test/')
@@ -1411,7 +1477,8 @@ class CookiedTests(LayerTestCase):
         request, _ = self.pool()
         layer = redirectable(cookied(request))
         self.answers = [
-            redirect(b'302', b'http://b.test:%d/' % other, b'set-cookie: at=a'), redirect(b'302', b'/y', b'set-cookie: at=b'),
+            redirect(b'302', b'http://b.test:%d/' % other, b'set-cookie: at=a'),
+            redirect(b'302', b'/y', b'set-cookie: at=b'),
             redirect(b'302', b'http://a.test:%d/z' % port)]
         await layer(b'GET', f'http://a.test:{port}/')
         self.assertEqual([self.fields(index)[b'cookie'] for index in range(4)], [[], [], [b'at=b'], [b'at=a']])
@@ -1424,6 +1491,10 @@ class CookiedTests(LayerTestCase):
         self.assertEqual([(cookie.name, cookie.domain) for cookie in jar], [('a', 'a.test')])
         await cookied(request, jar)(b'GET', 'http://a.test/')
         self.assertEqual(request.values(b'cookie'), [b'a=1'])
+        # This one would have Cookie2 sent, which no server knows.
+        jar.set_policy(http.cookiejar.DefaultCookiePolicy(rfc2965=True))
+        await cookied(request, jar)(b'GET', 'http://a.test/')
+        self.assertEqual((request.values(b'cookie'), request.values(b'cookie2')), ([b'a=1'], []))
 
     async def test_they_are_kept_in_a_file_that_is_the_owners_alone(self):
         with tempfile.TemporaryDirectory() as folder:
@@ -1488,7 +1559,8 @@ class LoggedTests(LayerTestCase):
                 ('no answer', lambda peer: peer.abort(), None, None, 0, 'HttpConnectionClosedError: ')):
             with self.subTest((how, answer)):
                 self.answers = [answer]
-                sending = request(b'HEAD' if how == 'HEAD' else b'POST', f'http://a.test:{port}/path?secret', {'a': 'secret'},
+                sending = request(b'HEAD' if how == 'HEAD' else b'POST', f'http://a.test:{port}/path?secret',
+                                  {'a': 'secret'},
                                   ((b'authorization', b'secret'),), streamed(b'secret'))
                 if how == 'no answer':
                     with self.assertRaises(HttpDataError):
@@ -1554,7 +1626,8 @@ class LoggedTests(LayerTestCase):
 
     def test_one_dropped_after_its_loop_was_closed_is_silent(self):
         loop = new_event_loop()
-        _, _, body = loop.run_until_complete(logged(Scripted((b'200', (), b'x')), self.logger)(b'GET', 'http://a.test/'))
+        _, _, body = loop.run_until_complete(logged(Scripted((b'200', (), b'x')), self.logger)(b'GET',
+                                                                                               'http://a.test/'))
         loop.close()
         del body
         self.assertEqual(self.records, [])
@@ -1597,7 +1670,8 @@ class BodyTests(LayerTestCase):
             self.assertEqual(json.loads((await self.sent(body, headers)).decode()), value)
             self.assertEqual(self.fields()[b'content-length'], [b'%d' % body.content_length])
             self.assertTrue(lowhaio.replayable(body))
-        for value, error in ((float('nan'), ValueError), (float('inf'), ValueError), ({1, 2}, TypeError), (b'x', TypeError)):
+        for value, error in ((float('nan'), ValueError), (float('inf'), ValueError), ({1, 2}, TypeError),
+                             (b'x', TypeError)):
             with self.assertRaises(error):
                 json_body(value)
 
@@ -1620,7 +1694,8 @@ class BodyTests(LayerTestCase):
         content = open_and_read(path)
         fields = [
             ('plain', 'va\r\nlue'), ('\xe9', b'\x00\xff'), ('empty', ''), ('view', memoryview(b'abc')),
-            ('f', file_body(path), 'image.png'), ('g', b'x', 'name', 'text/x-own; charset=utf-8'), ('h', 'x', 'no-such.suffix'),
+            ('f', file_body(path), 'image.png'), ('g', b'x', 'name', 'text/x-own; charset=utf-8'),
+            ('h', 'x', 'no-such.suffix'),
             ('function', lambda: pieces_of(b'he', b'llo')), ('iterable', Again(), 'a.txt')]
         expected = [
             ('plain', None, None, b'va\r\nlue'), ('\xe9', None, None, b'\x00\xff'), ('empty', None, None, b''),
@@ -1638,9 +1713,15 @@ class BodyTests(LayerTestCase):
                     self.assertEqual(len(data), body.content_length)
                     self.assertEqual(self.fields()[b'content-length'], [b'%d' % len(data)])
                 found = parsed_form(headers, data) if count else []
-                self.assertEqual([(name, filename, kind and filename and kind.replace('"', ''), value) for name, filename, kind, value in found],
+                self.assertEqual([(name, filename, kind and filename and kind.replace('"', ''), value)
+                                  for name, filename, kind, value in found],
                                  expected[:count])
         self.assertNotEqual(*[multipart([])[0] for _ in range(2)])
+
+    async def test_a_part_need_not_be_a_generator(self):
+        _, body = multipart([('a', Once)])
+        for _ in range(2):
+            self.assertIn(b'\r\n\r\nhello\r\n', await buffered(body))
 
     async def test_no_name_of_a_field_or_a_file_injects_a_header(self):
         headers, body = multipart([('a"\r\nx: y', 'v'), ('b', 'v', 'f"\r\nx: y"', 'text/plain')])
@@ -1759,9 +1840,11 @@ class LinesTests(LayerTestCase):
 
     TEXTS = (
         # text, its lines
-        (b'', []), (b'\n', [b'']), (b'a', [b'a']), (b'a\n', [b'a']), (b'a\nb', [b'a', b'b']), (b'a\r\nb\r\n', [b'a', b'b']),
+        (b'', []), (b'\n', [b'']), (b'a', [b'a']), (b'a\n', [b'a']), (b'a\nb', [b'a', b'b']),
+        (b'a\r\nb\r\n', [b'a', b'b']),
         (b'\n\na\n\n', [b'', b'', b'a', b'']), (b'a\rb\r\n', [b'a\rb']), (b'a\r\r\n', [b'a\r']), (b'a\r', [b'a']),
-        (b'\xff\x00\x0b\x0c\x85\xe2\x80\xa8\n', [b'\xff\x00\x0b\x0c\x85\xe2\x80\xa8']), (b'abc\n' * 1000, [b'abc'] * 1000),
+        (b'\xff\x00\x0b\x0c\x85\xe2\x80\xa8\n', [b'\xff\x00\x0b\x0c\x85\xe2\x80\xa8']),
+        (b'abc\n' * 1000, [b'abc'] * 1000),
     )
 
     async def test_lines_however_they_are_cut(self):
@@ -1771,7 +1854,8 @@ class LinesTests(LayerTestCase):
                     self.assertEqual([line async for line in lines(FakeBody(*cut(text, size)))], expected)
 
     async def test_one_too_long_is_an_error_at_once(self):
-        for text, size in itertools.product((b'x' * 11, b'ok\n' + b'x' * 11, b'x' * 11 + b'\n', b'x' * 1000), (1, 4, 1000)):
+        for text, size in itertools.product((b'x' * 11, b'ok\n' + b'x' * 11, b'x' * 11 + b'\n', b'x' * 1000),
+                                            (1, 4, 1000)):
             body = FakeBody(*cut(text, size) + [b'never come to'])
             await self.raises(HttpTooLarge, buffered(lines(body, most=10)))
             self.assertTrue(body.is_closed)
@@ -1850,7 +1934,8 @@ class EventTests(LayerTestCase):
                 (b'data:test\n\ndata: test\n\n', [self.event('test')] * 2),
                 (b'event: add\ndata: 1\n\ndata: 2\n\n', [self.event('1', 'add'), self.event('2')]),
                 (b'event: none\n\n', []), (b'id: 7\n\ndata: x\n\n', [self.event('x', last_id='7')]),
-                (b'id: 7\0\ndata: x\n\n', [self.event('x')]), (b'retry: 100\ndata: x\n\n', [self.event('x', retry=100)]),
+                (b'id: 7\0\ndata: x\n\n', [self.event('x')]),
+                (b'retry: 100\ndata: x\n\n', [self.event('x', retry=100)]),
                 (b'retry: 1s\nretry:\nretry: \xc2\xb2\ndata: x\n\n', [self.event('x')]),
                 (b'\xef\xbb\xbfdata: x\n\n', [self.event('x')]), (b'\n\xef\xbb\xbfdata: x\n\n', []),
                 (b'data: \xff\n\n', [self.event('\ufffd')]), (b': comment', None), (b'DATA: x\n\n', []), (b'', [])):
@@ -1864,7 +1949,8 @@ class EventTests(LayerTestCase):
                             self.assertEqual(await self.events(*pieces), expected)
 
     async def test_random_streams_give_what_the_standard_says(self):
-        parts = (b'data', b'event', b'id', b'retry', b':', b': ', b' ', b'x', b'1', b'\n', b'\r', b'\r\n', b'\n\n', b'\0',
+        parts = (b'data', b'event', b'id', b'retry', b':', b': ', b' ', b'x', b'1', b'\n', b'\r', b'\r\n', b'\n\n',
+                 b'\0',
                  b'\xef\xbb\xbf', b'\xe9', b'data: y\n', b'other')
         for number in range(1500):
             rng = random.Random(number)
@@ -1891,7 +1977,8 @@ class EventTests(LayerTestCase):
             self.assertEqual([event async for event in events], [])
 
     async def test_a_stream_that_is_cut_never_looks_whole(self):
-        for text in (b'data: x', b'data: x\n', b'event: x\n', b'id: 1\r\n', b'data: x\n\ndata', b'\n\nd', b'data: y\n\nretry: 1\n'):
+        for text in (b'data: x', b'data: x\n', b'event: x\n', b'id: 1\r\n', b'data: x\n\ndata', b'\n\nd',
+                     b'data: y\n\nretry: 1\n'):
             events = server_sent_events(FakeBody(text))
             got = []
             with self.assertRaises(HttpConnectionClosedError) as caught:
@@ -2048,7 +2135,8 @@ class SavedFromNginxTests(LayerTestCase):
         self.publish(content[::-1], 'other')
         request, _ = self.pool()
         port = self.relay(50000)
-        await self.raises(HttpConnectionClosedError, saved(request, f'http://a.test:{port}/other', self.path, attempts=1))
+        await self.raises(HttpConnectionClosedError, saved(request, f'http://a.test:{port}/other', self.path,
+                                                           attempts=1))
         for part, beside in ((None, None), (b'x' * 200000, None), (b'', None), (b'x' * 5, b''), (b'x' * 5, b'a b c'),
                              (b'x' * 5, b'nonsense')):
             for suffix, text in (('.part', part), ('.etag', beside)):
@@ -2087,7 +2175,8 @@ class SavedTests(LayerTestCase):
                 ('resumed', (self.BEGUN, self.PART), [None, b'bytes=4-'], 10, b'abcdefghij'),
                 ('resumed, its size not said', (self.BEGUN, (b'206', ((b'content-range', b'bytes 4-9/*'),), b'efghij')),
                  [None, b'bytes=4-'], 10, b'abcdefghij'),
-                ('resumed by less than was asked for', (self.BEGUN, (b'206', ((b'content-range', b'bytes 4-5/10'),), b'ef'),
+                ('resumed by less than was asked for', (self.BEGUN,
+                                                        (b'206', ((b'content-range', b'bytes 4-5/10'),), b'ef'),
                                                         (b'206', ((b'content-range', b'bytes 6-9/10'),), b'ghij')),
                  [None, b'bytes=4-', b'bytes=6-'], 10, b'abcdefghij'),
                 ('no ETag', (self.NO_ETAG, whole), [None, None], 10, b'abcdefghij'),
@@ -2098,18 +2187,21 @@ class SavedTests(LayerTestCase):
                  [None, b'bytes=4-', None], 10, b'abcdefghij'),
                 ('of another size', (self.BEGUN, (b'206', ((b'content-range', b'bytes 4-9/11'),), b'efghij'), whole),
                  [None, b'bytes=4-', None], 10, b'abcdefghij'),
-                ('no content-range', (self.BEGUN, (b'206', (), b'efghij'), whole), [None, b'bytes=4-', None], 10, b'abcdefghij'),
+                ('no content-range', (self.BEGUN, (b'206', (), b'efghij'), whole), [None, b'bytes=4-', None], 10,
+                 b'abcdefghij'),
                 ('416', (self.BEGUN, (b'416', ((b'content-range', b'bytes */3'),)), whole),
                  [None, b'bytes=4-', None], 10, b'abcdefghij'),
                 ('too little', ((b'200', self.WHOLE, b'abcd'), self.PART), [None, b'bytes=4-'], 10, b'abcdefghij'),
                 ('too much', ((b'200', self.WHOLE, b'abcdefghijk'), whole), [None, None], 10, b'abcdefghij'),
                 ('404', ((b'404', (), b'gone'),), [None], HttpStatusError, None),
-                ('206 unasked', ((b'206', ((b'content-range', b'bytes 0-9/10'),), b'abcdefghij'),), [None], HttpStatusError, None),
+                ('206 unasked', ((b'206', ((b'content-range', b'bytes 0-9/10'),), b'abcdefghij'),), [None],
+                 HttpStatusError, None),
                 ('416 unasked', ((b'416', ()),), [None], HttpStatusError, None),
                 ('404 later', (self.BEGUN, (b'404', ())), [None, b'bytes=4-'], HttpStatusError, b'abcd'),
                 ('malformed', (HttpProtocolError('nonsense came'),), [None], HttpProtocolError, None),
                 ('no connection', (HttpConnectionError('was refused'),) * 3, [None] * 3, HttpConnectionError, None),
-                ('cut each time', (self.NO_ETAG, self.NO_ETAG, self.NO_ETAG), [None] * 3, HttpConnectionClosedError, None),
+                ('cut each time', (self.NO_ETAG, self.NO_ETAG, self.NO_ETAG), [None] * 3, HttpConnectionClosedError,
+                 None),
                 ('no connection later', (self.BEGUN, HttpConnectionError('refused'), HttpDnsError('no name')),
                  [None, b'bytes=4-', b'bytes=4-'], HttpDataError, b'abcd')):
             with self.subTest(what):
@@ -2123,7 +2215,8 @@ class SavedTests(LayerTestCase):
                     error = await self.raises(outcome, saving)
                     self.assertNotIn('secret', str(error))
                     self.assertEqual(self.left(), {} if left is None else {'file.part': left})
-                self.assertEqual([(request.values(b'range', index) or [None])[0] for index in range(len(request.calls))], asked)
+                self.assertEqual([(request.values(b'range', index) or [None])[0]
+                                  for index in range(len(request.calls))], asked)
                 for _, _, _, headers, _, kwargs in request.calls:
                     self.assertEqual((headers[:2], kwargs), (
                         ((b'x', b'y'), (b'accept-encoding', b'identity')), dict(other=5)))
@@ -2133,10 +2226,13 @@ class SavedTests(LayerTestCase):
                 os.remove(os.path.join(self.folder, name))
 
     async def test_an_error_that_stays_has_the_code_and_the_last_is_told_with_what_was_before_it(self):
-        error = await self.raises(HttpStatusError, saved(Scripted((b'404', ((b'x', b'y'),))), 'http://a.test/', self.path))
+        error = await self.raises(HttpStatusError, saved(Scripted((b'404', ((b'x', b'y'),))), 'http://a.test/',
+                                                         self.path))
         self.assertEqual((error.code, error.headers, error.answered), (b'404', ((b'x', b'y'),), True))
-        request = Scripted(with_facts(HttpConnectionClosedError('was cut off'), answered=True), HttpDnsError('no such name'))
-        error = await self.raises(HttpDataError, saved(request, 'http://a.test/', self.path, attempts=2, backoff=at_once))
+        request = Scripted(with_facts(HttpConnectionClosedError('was cut off'), answered=True),
+                           HttpDnsError('no such name'))
+        error = await self.raises(HttpDataError, saved(request, 'http://a.test/', self.path, attempts=2,
+                                                       backoff=at_once))
         self.assertTrue(error.answered)
         self.assertIn('was cut off', str(error))
         self.assertIn('no such name', str(error))
@@ -2155,7 +2251,8 @@ class SavedTests(LayerTestCase):
     async def test_what_the_file_was_stays_until_the_new_one_is_whole(self):
         with open(self.path, 'wb') as file:
             file.write(b'old')
-        await self.raises(HttpConnectionClosedError, saved(Scripted(self.NO_ETAG), 'http://a.test/', self.path, attempts=1))
+        await self.raises(HttpConnectionClosedError, saved(Scripted(self.NO_ETAG), 'http://a.test/', self.path,
+                                                           attempts=1))
         self.assertEqual(self.left(), {'file': b'old'})
         await saved(Scripted((b'200', (), b'new')), 'http://a.test/', os.fsencode(self.path))
         self.assertEqual(self.left(), {'file': b'new'})
@@ -2224,7 +2321,8 @@ class HttpbinTests(LayerTestCase):
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        cls.process = subprocess.Popen([sys.executable, '-c', HTTPBIN], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        cls.process = subprocess.Popen([sys.executable, '-c', HTTPBIN], stdout=subprocess.PIPE,
+                                       stderr=subprocess.DEVNULL)
         cls.url = 'http://127.0.0.1:%d' % int(cls.process.stdout.readline())
 
     @classmethod
@@ -2257,7 +2355,8 @@ class HttpbinTests(LayerTestCase):
 
     async def test_digest(self):
         for algorithm, password, code in (
-                ('MD5', 'pw', b'200'), ('SHA-256', 'pw', b'200'), ('MD5', 'wrong', b'401'), ('SHA-256', 'wrong', b'401'),
+                ('MD5', 'pw', b'200'), ('SHA-256', 'pw', b'200'), ('MD5', 'wrong', b'401'),
+                ('SHA-256', 'wrong', b'401'),
                 ('SHA-512', 'pw', b'401')):
             with self.subTest((algorithm, password)):
                 # httpbin knows its challenge again by a cookie. It fails of itself where there is a query.
@@ -2331,7 +2430,7 @@ class Internet:
         self.under_way = self.most = 0
 
     async def __call__(self, method, url, params=(), headers=(), body=None, **kwargs):
-        headers = {name: value for name, value in headers}
+        headers = dict(headers)
         (_, host, _), _, target = lowhaio.split_url(url)
         self.calls.append((method, url, headers))
         self.under_way += 1
@@ -2410,7 +2509,8 @@ class OrderTests(LayerTestCase):
             await self.get(request, 'http://a.test/login')
             self.assertEqual(await self.get(request, 'http://a.test/away'), (b'200', b'evil'))
             method, url, headers = internet.calls[-1]
-            self.assertEqual((url, b'authorization' in headers, b'cookie' in headers), ('http://evil.test/', False, False))
+            self.assertEqual((url, b'authorization' in headers, b'cookie' in headers),
+                             ('http://evil.test/', False, False))
         await self.run_each(scenario)
 
     async def test_another_sites_cookie_is_not_taken_for_ones_own_but_where_documented(self):
@@ -2433,7 +2533,8 @@ class OrderTests(LayerTestCase):
         async def scenario(internet, request, is_outside):
             self.assertEqual((await self.get(request, 'http://a.test/done', b'POST', body=streamed(b'x')))[1], b'later')
             self.assertEqual(internet.count('http://a.test/done'), 1 + is_outside('retried', 'redirectable'))
-            self.assertEqual((await self.get(request, 'http://a.test/created', b'POST', body=streamed(b'x')))[1], b'private')
+            self.assertEqual((await self.get(request, 'http://a.test/created', b'POST', body=streamed(b'x')))[1],
+                             b'private')
             self.assertEqual(internet.count('http://a.test/created'), 1 + is_outside('authorised', 'redirectable'))
         await self.run_each(scenario)
 
@@ -2562,7 +2663,8 @@ class AllAtOnceTests(LayerTestCase):
                     layers = all_layers(url, total=1)
                     request = with_layers(bare, layers, list(layers))
                     self.answers = [
-                        b'HTTP/1.1 429 Busy\r\ncontent-length: 4\r\n\r\nbusy', b'HTTP/1.1 401 No\r\ncontent-length: 0\r\n\r\n',
+                        b'HTTP/1.1 429 Busy\r\ncontent-length: 4\r\n\r\nbusy',
+                        b'HTTP/1.1 401 No\r\ncontent-length: 0\r\n\r\n',
                         redirect(b'307', b'/y', b'set-cookie: a=b', body=b'moved'),
                         OK + b'content-encoding: gzip\r\ncontent-length: %d\r\n\r\n' % len(data) + data]
                     interrupted = Interrupted(self.loop, get_all(request), n, how)
