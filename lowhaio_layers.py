@@ -62,6 +62,7 @@ from lowhaio import (
     is_token,
     parse_length,
     place,
+    remember,
     replayable,
     runs_elsewhere,
     split_url,
@@ -875,8 +876,9 @@ def digest_credentials(challenge, user, password, method, target, cnonce):
 def cookied(request, jar=None, path=None):
     """A `request` that keeps the cookies of responses, and sends them where they belong
 
-    - `jar`: an http.cookiejar.CookieJar; its policy decides. The default one is stricter than the standard library's;
-      but it knows no list of public suffixes: `github.io` is a domain like any other to it, as `co.uk` is not.
+    - `jar`: an http.cookiejar.CookieJar; its policy decides. The default is stricter than the standard library's, but
+      knows no list of public suffixes: `github.io` is a domain like any other to it, as `co.uk` is not. It is a jar for
+      each of the last 1,024 sites that set one, since a jar looks through all it has for each request.
     - `path`: a file, readable by its owner alone, from which the cookies come, and to which they go whenever one is
       set, those of a session too. It is that of an LWPCookieJar, and excludes a `jar`.
 
@@ -886,25 +888,30 @@ def cookied(request, jar=None, path=None):
     """
     if path is not None and jar is not None:
         raise TypeError('cookied() takes a jar, or the path of its own, and not both')
-    parts_of, path = parts_of_urls(), None if path is None else os.fsdecode(path)
-    if jar is None:
-        policy = StrictPolicy(strict_domain=True, strict_ns_domain=StrictPolicy.DomainStrictNonDomain)
-        jar = http.cookiejar.CookieJar(policy) if path is None else http.cookiejar.LWPCookieJar(path, policy=policy)
-    if path is not None and os.path.exists(path):
-        jar.load(ignore_discard=True)
+    parts_of, policy, jars = parts_of_urls(), StrictPolicy(), {}
+    if path is not None:
+        path = os.fsdecode(path)
+        jar = http.cookiejar.LWPCookieJar(path, policy=policy)
+        if os.path.exists(path):
+            jar.load(ignore_discard=True)
 
     async def cookied_request(method, url, params=(), headers=(), body=None, **kwargs):
         headers = header_pairs(headers)
         asked = CookieRequest(*parts_of(url))
-        if not values(headers, b'cookie') and any(True for _ in jar):
-            jar.add_cookie_header(asked)
+        own_jar = jars.get(asked.site) if jar is None else jar
+        if own_jar is not None and not values(headers, b'cookie'):
+            own_jar.add_cookie_header(asked)
             if asked.cookies is not None:
                 headers += ((b'cookie', asked.cookies.encode('latin-1')),)
         code, fields, answer = await request(method, url, params=params, headers=headers, body=body, **kwargs)
         received = [value.decode('latin-1') for value in values(fields, b'set-cookie')
                     if len(value) <= MAX_COOKIE and not has_control(value)]
+        if received and jar is None:
+            own_jar = jars.get(asked.site)  # another request may have made it meanwhile
+            own_jar = http.cookiejar.CookieJar(policy) if own_jar is None else own_jar
+            remember(jars, asked.site, own_jar)
         if received:
-            jar.extract_cookies(CookieResponse(received), asked)
+            own_jar.extract_cookies(CookieResponse(received), asked)
             if path is not None:
                 save_cookies(jar, path)
         return code, fields, answer
@@ -916,7 +923,14 @@ has_control = re.compile(rb'[\x00-\x1f\x7f]').search
 
 
 class StrictPolicy(http.cookiejar.DefaultCookiePolicy):
-    """The standard library's would take a cookie of 127.0.0.1 for the domain 0.0.1, which is also 9.0.0.1's"""
+    """A cookie without a domain is its host's alone, and one of an address is that address's alone
+
+    The standard library's default sends the one of a.test to www.a.test too, and would take one of 127.0.0.1 for the
+    domain 0.0.1, which is also 9.0.0.1's.
+    """
+
+    def __init__(self):
+        super().__init__(strict_domain=True, strict_ns_domain=self.DomainStrictNonDomain)
 
     def set_ok_domain(self, cookie, request):
         is_other = cookie.domain_specified and cookie.domain.lstrip('.') != request.host
@@ -938,6 +952,7 @@ class CookieRequest:
     def __init__(self, key, authority, target):
         self.type, self.host, _ = key
         self.origin_req_host = self.host
+        self.site = '.'.join(self.host.split('.')[-2:])  # no cookie is for fewer labels
         self._url = f'{self.type}://{authority.decode()}{target.decode()}'
         self.cookies = None
 

@@ -1496,6 +1496,29 @@ class CookiedTests(LayerTestCase):
         await cookied(request, jar)(b'GET', 'http://a.test/')
         self.assertEqual((request.values(b'cookie'), request.values(b'cookie2')), ([b'a=1'], []))
 
+    async def test_as_many_sites_as_a_crawler_comes_to_take_little_memory_and_time(self):
+        request = Scripted(*[(b'200', ((b'set-cookie', b'a=1'),)) for _ in range(1500)])
+        layer = cookied(request)
+        for number in range(1500):
+            await layer(b'GET', f'http://www.site{number}.test/')
+        began = time.process_time()
+        for number in range(1400, 1500):
+            await layer(b'GET', f'http://www.site{number}.test/')
+            self.assertEqual(request.values(b'cookie'), [b'a=1'])
+        self.assertLess(time.process_time() - began, 0.2)  # with all in one jar 1 s
+        await layer(b'GET', 'http://www.site0.test/')
+        self.assertEqual(request.values(b'cookie'), [])
+
+    async def test_two_at_once_keep_the_cookies_of_both(self):
+        async def request(method, url, params=(), headers=(), body=None):
+            await asyncio.sleep(0)
+            return b'200', ((b'set-cookie', url[-1:].encode() + b'=1; path=/'),), dict(headers).get(b'cookie', b'')
+
+        layer = cookied(request)
+        await asyncio.gather(*[layer(b'GET', f'http://a.test/{name}') for name in 'abc'])
+        _, _, cookies = await layer(b'GET', 'http://a.test/a')
+        self.assertEqual(sorted(cookies.split(b'; ')), [b'a=1', b'b=1', b'c=1'])
+
     async def test_they_are_kept_in_a_file_that_is_the_owners_alone(self):
         with tempfile.TemporaryDirectory() as folder:
             for path in (os.path.join(folder, 'cookies'), os.path.join(folder, 'cookies').encode() + b'2'):
