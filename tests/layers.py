@@ -100,11 +100,13 @@ except ImportError:
     except ImportError:
         zstd = None
 HAS_HTTPBIN = all(importlib.util.find_spec(name) for name in ('httpbin', 'waitress'))
+HAS_MOTO = all(importlib.util.find_spec(name) for name in ('moto', 'botocore'))
 NGINX = shutil.which('nginx', path=os.environ.get('PATH', os.defpath) + ':/usr/local/sbin:/usr/sbin')
 
 NO_BROTLI = 'brotli 1.2 is not installed: its tests are skipped'
 NO_ZSTD = 'there is no compression.zstd, and no backports.zstd is installed: its tests are skipped'
 NO_HTTPBIN = 'httpbin and waitress are not installed: the tests against httpbin are skipped'
+NO_MOTO = 'moto is not installed (pip install moto[server,s3]): the tests against its S3 are skipped'
 NO_NGINX = 'there is no nginx here (apt-get install nginx): the tests against it are skipped'
 
 
@@ -161,7 +163,7 @@ class Scripted:
         self.bodies = []
 
     async def __call__(self, method, url, params=(), headers=(), body=None, **kwargs):
-        self.calls.append((method, url, params, tuple(headers), body, kwargs))
+        self.calls.append((method, url, params, lowhaio.header_pairs(headers), body, kwargs))
         outcome = self.outcomes.pop(0) if self.outcomes else b'200'
         if isinstance(outcome, BaseException):
             raise outcome
@@ -675,6 +677,7 @@ class DecompressedTests(LayerTestCase):
         while not read.count:
             await asyncio.sleep(0)
         self.assertLess(read.count, 10 ** 7 // 65536)
+        await self.raises(HttpDataError, body.__anext__())  # by two at once
         await body.aclose()
         await self.raises(HttpConnectionClosedError, task)
         body = await self.body(b'gzip', gzipped(bytes(10 ** 7)))
@@ -701,7 +704,7 @@ class DecompressedTests(LayerTestCase):
     async def test_others_run_while_a_bomb_goes_off(self):
         ticks, longest = [], 0
         task = self.loop.create_task(self.tick(ticks))
-        for data in (gzipped(bytes(2 * 10 ** 8)), gzipped(b'') * 20000):
+        for data in (gzipped(bytes(2 * 10 ** 8)), gzipped(b'') * 30000):
             async for _ in await self.body(b'gzip', data):
                 pass
             self.assertGreater(len(ticks), 10)
@@ -709,6 +712,33 @@ class DecompressedTests(LayerTestCase):
             self.assertLess(longest, 0.25)
             del ticks[:]
         task.cancel()
+
+    async def test_tiny_members_take_linear_time(self):
+        began = time.process_time()
+        self.assertEqual(await buffered(await self.body(b'gzip', gzipped(b'') * 200000)), b'')
+        self.assertLess(time.process_time() - began, 2)  # 0.3 s; where each copied all that follows, 6 s
+
+    async def test_what_was_flushed_is_given_though_nothing_follows(self):
+        for size in range(65537, 65837, 4):
+            compress = zlib.compressobj(9, zlib.DEFLATED, -15)
+            flushed = compress.compress(bytes(size)) + compress.flush(zlib.Z_PARTIAL_FLUSH)
+            body = await self.body(b'deflate', flushed, HttpConnectionClosedError('and then it was cut off'))
+            count = 0
+            with contextlib.suppress(HttpConnectionClosedError):
+                async for piece in body:
+                    count += len(piece)
+            self.assertEqual(count, size)
+
+    @unittest.skipIf(zstd is None, NO_ZSTD)
+    async def test_zstd_that_asks_for_a_large_window_is_refused(self):
+        """As RFC 9659 has it: 128 MiB of memory, which is the library's own bound, would be the server's to take"""
+        for log, is_read in ((23, True), (24, False), (27, False)):
+            compress = zstd.ZstdCompressor(options={zstd.CompressionParameter.window_log: log})
+            body = await self.body(b'zstd', compress.compress(TEXT) + compress.flush())
+            if is_read:
+                self.assertEqual(await buffered(body), TEXT)
+            else:
+                await self.raises(HttpProtocolError, buffered(body))
 
     @staticmethod
     async def tick(ticks):
@@ -899,6 +929,19 @@ class LimitedTests(LayerTestCase):
         await request(b'GET', 'http://b.test/')
         for task in waiting:
             await self.raises(HttpLimitTimeout, task)
+
+    async def test_those_that_gave_up_are_not_remembered(self):
+        slots = lowhaio_layers.Slots(1)
+        await slots.take(self.loop, None, None)
+        tasks = [self.loop.create_task(slots.take(self.loop, self.loop.time() + number % 2 * 9, 9))
+                 for number in range(100)]
+        await asyncio.sleep(0.01)
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        for task in tasks:
+            self.assertTrue(task.cancelled() or isinstance(task.exception(), HttpLimitTimeout))
+        self.assertEqual(len(slots._waiters), 0)
 
     async def test_one_that_got_its_slot_in_the_turn_in_which_its_time_was_over_has_it(self):
         for ends_after, outcome in ((0.05, b'200'), (0.15, HttpLimitTimeout)):
@@ -2704,3 +2747,193 @@ class AllAtOnceTests(LayerTestCase):
                     await close()
                     self.assertEqual(sockets.count_open(), 0)
             self.assertGreaterEqual(n, 4)
+
+
+# -------- docs/layers.md
+
+
+def recipes():
+    """{name: function} of all that the code of docs/layers.md defines"""
+    path = os.path.join(os.path.dirname(os.path.abspath(__file__)), '..', 'docs', 'layers.md')
+    with open(path, encoding='utf-8') as file:
+        blocks = re.findall(r'```python\n(.*?)```', file.read(), re.DOTALL)
+    defined = {}
+    for block in blocks:
+        if 'botocore' not in block or HAS_MOTO:
+            exec(compile(block, 'docs/layers.md', 'exec'), defined)
+    return blocks, defined
+
+
+class DocsTests(LayerTestCase):
+
+    def setUp(self):
+        super().setUp()
+        self.blocks, self.recipes = recipes()
+
+    def test_each_recipe_is_short(self):
+        self.assertGreater(len(self.blocks), 7)
+        for block in self.blocks:
+            self.assertLessEqual(len([line for line in block.splitlines() if line and 'import' not in line]), 15, block)
+
+    def test_what_there_is_is_what_is_told(self):
+        with open(os.path.join(os.path.dirname(os.path.abspath(__file__)), '..', 'docs', 'layers.md')) as file:
+            told = file.read()
+        for name in lowhaio_layers.__all__:
+            self.assertIn(name, told)
+
+    async def test_a_client(self):
+        url = f'http://a.test:{self.site()}'
+        with mock.patch.object(lowhaio, 'Pool', self.pool):
+            exec(compile(self.blocks[0], 'docs/layers.md', 'exec'), self.recipes)
+        request, close = self.recipes['client'](url, 'secret')
+        self.answers = [redirect(b'302', b'/x', b'set-cookie: a=b'), b'HTTP/1.1 503 Busy\r\ncontent-length: 0\r\n\r\n']
+        code, _, body = await request(b'GET', url)
+        self.assertEqual((code, await buffered(body)), (b'200', b''))
+        fields = self.fields()
+        self.assertEqual((fields[b'authorization'], fields[b'cookie']), ([b'Bearer secret'], [b'a=b']))
+        self.assertIn(b'gzip', fields[b'accept-encoding'][0])
+        self.assertEqual(len(self.seen), 3)
+        await close()
+
+    async def test_a_layer_of_ones_own(self):
+        request = Scripted()
+        layer = self.recipes['with_api_key'](request, 'http://a.test/', b'secret')
+        for url, expected in (('http://a.test/x', [b'secret']), ('http://b.test/', [])):
+            await layer(b'GET', url, headers=((b'x', b'y'),), body=streamed(b''), other=5)
+            self.assertEqual((request.values(b'x-api-key'), request.values(b'x')), (expected, [b'y']))
+
+    async def test_a_crawler(self):
+        request, _ = self.pool()
+        base = f'http://a.test:{self.site()}'
+        urls = [f'{base}/{number}' for number in range(30)] + ['nonsense', f'http://127.0.0.1:{refusing_port()}/']
+        with mock.patch.object(lowhaio_layers, 'jittered_delay', at_once), \
+                mock.patch.object(lowhaio_layers.retried, '__defaults__',
+                                  tuple([at_once if callable(value) else value for value in retried.__defaults__])):
+            outcomes = await self.recipes['crawl'](request, urls)
+        self.assertEqual([outcomes[url][::2] for url in urls[:30]], [(b'200', b'')] * 30)
+        self.assertEqual([type(outcomes[url]) for url in urls[30:]], [HttpRequestError, HttpConnectionError])
+        self.assertLessEqual(self.accepted, 4)
+        outcomes.clear()
+
+    async def test_an_llm(self):
+        events = b''.join([b'data: %b\n\n' % json.dumps({'choices': [{'delta': {'content': word}}]}).encode()
+                           for word in ('Hello', ' world')]) + b'data: [DONE]\n\n'
+        self.answers = [OK + b'content-length: %d\r\n\r\n' % len(events) + events,
+                        b'HTTP/1.1 400 No\r\ncontent-length: 2\r\n\r\nno']
+        request, _ = self.pool()
+        url = f'http://a.test:{self.site()}/'
+        self.assertEqual([text async for text in self.recipes['chat'](request, url, 'hi')], ['Hello', ' world'])
+        self.assertEqual(json.loads(self.seen[0][3].decode())['messages'][0]['content'], 'hi')
+        with self.assertRaisesRegex(RuntimeError, 'no'):
+            async for _ in self.recipes['chat'](request, url, 'hi'):
+                pass
+
+    async def test_oauth(self):
+        def token(number):
+            text = b'{"access_token": "t%d"}' % number
+            return OK + b'content-length: %d\r\n\r\n' % len(text) + text
+
+        request, _ = self.pool()
+        url = f'http://a.test:{self.site()}'
+        self.answers = [token(1), b'HTTP/1.1 401 No\r\ncontent-length: 0\r\n\r\n', token(2), OK_EMPTY, OK_EMPTY]
+        layer = self.recipes['with_oauth'](request, url, url + '/token', 'me', 'secret&')
+        for _ in range(2):
+            self.assertEqual((await layer(b'GET', url + '/x'))[0], b'200')
+        self.assertEqual([self.fields(index)[b'authorization'] for index in range(5)],
+                         [[], [b'Bearer t1'], [], [b'Bearer t2'], [b'Bearer t2']])
+        self.assertIn(b'client_secret=secret%26', self.seen[0][3])
+
+    async def test_an_upload(self):
+        request, _ = self.pool()
+        told = []
+        with tempfile.NamedTemporaryFile() as file:
+            file.write(b'x' * 100000)
+            file.flush()
+            code = await self.recipes['upload'](
+                request, f'http://a.test:{self.site()}/', file.name, lambda *args: told.append(args))
+        self.assertEqual((code, told), (b'200', [(65536, 100000), (100000, 100000)]))
+        self.assertIn(b'x' * 100000, self.seen[0][3])
+
+    async def test_a_fake(self):
+        request = self.recipes['fake_request']({(b'GET', 'http://a.test/'): (b'200', b'[1]')})
+        code, _, body = await retried(decompressed(request))(b'GET', 'http://a.test/')
+        self.assertEqual((code, await json_of(body)), (b'200', [1]))
+
+
+@unittest.skipUnless(HAS_MOTO, NO_MOTO)
+class S3Tests(LayerTestCase):
+
+    SIZE = 2 ** 30 if os.environ.get('LOWHAIO_LONG') else 2 ** 24
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.port = refusing_port()
+        cls.process = subprocess.Popen(
+            [sys.executable, '-W', 'ignore', '-m', 'moto.server', '-H', '127.0.0.1', '-p', str(cls.port)],
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        wait_for_port(cls.port, cls.process)
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.process.terminate()
+        cls.process.wait(PATIENCE)
+        super().tearDownClass()
+
+    async def test_put_get_and_multipart(self):
+        """A file of 1 GiB where LOWHAIO_LONG is set, and of 16 MiB by default, streamed each way, in 16 parts too"""
+        from botocore.credentials import Credentials
+        _, defined = recipes()
+        request, _ = self.pool()
+        url = f'http://127.0.0.1:{self.port}'
+        signed = defined['s3_signed'](request, url, 'us-east-1', Credentials('key', 'secret', 'token'))
+        with tempfile.TemporaryDirectory() as folder:
+            path, back = os.path.join(folder, 'file'), os.path.join(folder, 'back')
+            piece = os.urandom(2 ** 20)
+            with open(path, 'wb') as file:
+                for _ in range(self.SIZE // len(piece)):
+                    file.write(piece)
+            code, _, body = await signed(b'PUT', f'{url}/bucket')
+            self.assertEqual((code, await buffered(body)), (b'200', b''))
+            before = reset_peak_memory()
+            code, _, body = await signed(b'PUT', f'{url}/bucket/a b+c', body=file_body(path), socket_timeout=300)
+            self.assertEqual((code, await buffered(body)), (b'200', b''))
+            self.assertEqual(await saved(signed, f'{url}/bucket/a b+c', back, socket_timeout=300), self.SIZE)
+            self.assertLess(peak_memory() - before, 8 * 2 ** 20)
+            self.assertEqual(digest_of(back), digest_of(path))
+            _, _, body = await signed(b'POST', f'{url}/bucket/parts', params={'uploads': ''})
+            upload = re.search(b'<UploadId>(.+?)</UploadId>', await buffered(body)).group(1).decode()
+            count, tags = 3, []
+            for number in range(1, count + 1):
+                _, headers, _ = await signed(b'PUT', f'{url}/bucket/parts',
+                                             params={'partNumber': number, 'uploadId': upload},
+                                             body=streamed(piece * 5))
+                tags.append(dict(headers)[b'etag'].decode())
+            xml = ''.join(f'<Part><PartNumber>{number}</PartNumber><ETag>{tag}</ETag></Part>'
+                          for number, tag in enumerate(tags, 1))
+            code, _, _ = await signed(
+                b'POST', f'{url}/bucket/parts', params={'uploadId': upload},
+                body=streamed(f'<CompleteMultipartUpload>{xml}</CompleteMultipartUpload>'.encode()))
+            self.assertEqual(code, b'200')
+            self.assertEqual(await saved(signed, f'{url}/bucket/parts', back), count * 5 * len(piece))
+
+    @unittest.skipUnless(HAS_MOTO, NO_MOTO)
+    async def test_the_signature_is_of_what_is_sent_and_goes_to_its_origin_alone(self):
+        from botocore.credentials import Credentials
+        _, defined = recipes()
+        request = Scripted()
+        signed = defined['s3_signed'](request, 'https://s3.test', 'us-east-1', Credentials('key', 'secret'))
+        await signed(b'PUT', 'https://s3.test/a/b%2Fc', params={'x': 'y z'}, headers={b'x': b'y'}, body=streamed(b'x'))
+        self.assertEqual(request.values(b'x-amz-content-sha256'), [b'UNSIGNED-PAYLOAD'])
+        self.assertIn(b'Credential=key/', request.values(b'authorization')[0])
+        self.assertEqual(request.calls[0][1], 'https://s3.test/a/b%2Fc?x=y%20z')
+        await signed(b'PUT', 'https://evil.test/')
+        self.assertEqual(request.values(b'authorization'), [])
+
+
+def digest_of(path):
+    found = hashlib.sha256()
+    with open(path, 'rb') as file:
+        for piece in iter(lambda: file.read(2 ** 20), b''):
+            found.update(piece)
+    return found.hexdigest()
