@@ -126,9 +126,7 @@ def after_an_attempt(earlier, answered):
         error.answered = error.answered or answered
         raise
     except HttpError as error:
-        late = HttpDataError(f'After {earlier}: {describe(error)}')
-        late.answered = answered
-        raise late from error
+        raise with_facts(HttpDataError(f'After {earlier}: {describe(error)}'), False, answered) from error
 
 
 # -------- What layers share
@@ -204,8 +202,7 @@ class FedBody(WrappedBody):
 
     async def __anext__(self):
         if self._is_read:
-            error = HttpDataError('The body is being read by another task')
-            raise with_facts(error, getattr(self._body, 'reused', False), answered=True)
+            raise self._with_facts(HttpDataError('The body is being read by another task'))
         self._is_read = True
         try:
             return await self._next()
@@ -221,13 +218,13 @@ class FedBody(WrappedBody):
             try:
                 item = next(self._items, END)
             except HttpDataError as error:
-                with_facts(error, getattr(self._body, 'reused', False), answered=True)
+                self._with_facts(error)
                 self._give_up(functools.partial(type(error), *error.args))
                 await self._body.aclose()
                 raise
             if item is END:
                 if self._failure is not None:
-                    raise with_facts(self._failure(), getattr(self._body, 'reused', False), answered=True)
+                    raise self._with_facts(self._failure())
                 if self._feed is None:
                     raise StopAsyncIteration
                 data = await next_piece(self._body)
@@ -236,6 +233,9 @@ class FedBody(WrappedBody):
                     self._feed = self._feed if data else None
             elif item is not None:
                 return item
+
+    def _with_facts(self, error):
+        return with_facts(error, getattr(self._body, 'reused', False), answered=True)
 
     def _give_up(self, failure):
         self._feed, self._items, self._failure = None, iter(()), failure
@@ -1311,6 +1311,7 @@ async def saved(request, url, path, headers=(), attempts=5, progress=None, backo
     save to a path. It is written in the event loop's thread.
     """
     check_count('attempts', attempts, 1)
+    check_function('backoff', backoff, 'of the number of failures in a row')
     headers = header_pairs(headers)
     if not values(headers, b'accept-encoding'):
         headers += ((b'accept-encoding', b'identity'),)  # ranges are of the bytes as they are coded

@@ -27,6 +27,7 @@ import tempfile
 import threading
 import time
 import unittest
+import weakref
 import zlib
 from unittest import mock
 
@@ -166,7 +167,10 @@ class Scripted:
         self.calls.append((method, url, params, lowhaio.header_pairs(headers), body, kwargs))
         outcome = self.outcomes.pop(0) if self.outcomes else b'200'
         if isinstance(outcome, BaseException):
-            raise outcome
+            try:
+                raise outcome
+            finally:
+                outcome = None  # else it and this frame would be a cycle
         code, fields, *pieces = outcome if isinstance(outcome, tuple) else (outcome, ())
         self.bodies.append(FakeBody(*pieces))
         return code, fields, self.bodies[-1]
@@ -1065,6 +1069,19 @@ class LimitedTests(LayerTestCase):
         thread.join()
         self.assertIn('another event loop', str(raised[0]))
 
+    async def test_a_child_of_a_fork_begins_anew(self):
+        request = limited(Holding(), 1)
+        await request(b'GET', 'http://a.test/')  # whose slot is not given back
+        child = os.fork()
+        if not child:
+            try:
+                asyncio._set_running_loop(None)
+                new_event_loop().run_until_complete(asyncio.wait_for(request(b'GET', 'http://a.test/'), 5))
+                os._exit(0)
+            finally:
+                os._exit(1)
+        self.assertEqual(os.waitpid(child, 0)[1], 0)
+
     async def test_a_request_without_when_done_leaves_no_slot_behind(self):
         async def request(method, url, params=(), headers=(), body=None):
             return b'200', (), pieces_of(b'x')
@@ -1118,6 +1135,13 @@ class AuthorisedTests(LayerTestCase):
                     self.assertEqual(bool(self.fields()[b'authorization']), where in ('base', 'case'))
                     self.assertEqual(self.fields()[b'x'], [b'y'])
                     self.assertNotIn('secret', str([f for f in self.seen[-1][2] if f[0].lower() != b'authorization']))
+
+    async def test_scheme_host_and_port_are_compared_each(self):
+        for _, layer in self.layers('http://a.test:8080'):
+            for url in ('https://a.test:8080/', 'http://a.test/', 'http://b.test:8080/', 'http://a.test:8080/'):
+                request = Scripted()
+                await layer(request)(b'GET', url)
+                self.assertEqual(len(request.values(b'authorization')), url == 'http://a.test:8080/')
 
     async def test_credentials_follow_no_redirect_to_another_origin(self):
         at = await self.sites()
@@ -1293,6 +1317,15 @@ class TokenTests(LayerTestCase):
         await request(b'GET', 'http://a.test/')
         self.assertEqual(tokens.count, 2)
 
+    async def test_one_that_is_given_again_counts_as_another(self):
+        async def get():
+            asked.append(True)
+            return b'always'
+
+        asked, request = [], Scripted(b'401', b'200')
+        code, _, _ = await authorised(request, 'http://a.test/', get)(b'GET', 'http://a.test/')
+        self.assertEqual((code, len(asked)), (b'200', 2))
+
     async def test_a_stray_401_of_an_old_token_does_not_renew_the_new_one(self):
         tokens = Tokens(accepts=b't1')
         request = authorised(tokens.request, 'http://a.test/', tokens.get)
@@ -1399,7 +1432,7 @@ class DigestTests(LayerTestCase):
         self.assertIn('refused', str(error))
 
     async def test_another_origins_challenge_is_not_answered_and_the_callers_own_header_stands(self):
-        for url, headers in (('http://b.test/', ()), ('https://a.test/', ()), ('http://a.test:81/', ()),
+        for url, headers in (('http://b.test/', ()), ('https://a.test:80/', ()), ('http://a.test:81/', ()),
                              ('http://a.test/', ((b'Authorization', b'own'),))):
             request = Scripted((b'401', ((b'www-authenticate', CHALLENGE),)))
             layer = digest(request, 'http://a.test', 'user', 'secret')
@@ -1922,7 +1955,7 @@ class LinesTests(LayerTestCase):
     async def test_one_too_long_is_an_error_at_once(self):
         for text, size in itertools.product((b'x' * 11, b'ok\n' + b'x' * 11, b'x' * 11 + b'\n', b'x' * 1000),
                                             (1, 4, 1000)):
-            body = FakeBody(*cut(text, size) + [b'never come to'])
+            body = FakeBody(*cut(text, size) + [b'\n'])
             await self.raises(HttpTooLarge, buffered(lines(body, most=10)))
             self.assertTrue(body.is_closed)
         self.assertEqual([line async for line in lines(FakeBody(b'x' * 10 + b'\n'), most=10)], [b'x' * 10])
@@ -2606,6 +2639,57 @@ class OrderTests(LayerTestCase):
 
 
 class AllAtOnceTests(LayerTestCase):
+
+    async def test_an_error_is_no_part_of_a_cycle(self):
+        def request_that(*outcomes):
+            return Scripted(*[outcome() if callable(outcome) else outcome for outcome in outcomes])
+
+        async def token():
+            raise HttpConnectionError('refused')
+
+        async def read_twice(body):
+            with contextlib.suppress(HttpError):
+                await buffered(body)
+            await buffered(body)
+
+        def refused():
+            return HttpConnectionError('refused')
+
+        coded = (b'200', ((b'content-encoding', b'gzip'),), b'nonsense')
+        nothing_free = limited(Holding(), 1, timeout=0)
+        await nothing_free(b'GET', 'http://a.test/')
+        for make in (
+                lambda: retried(request_that(b'503', refused, refused), attempts=3, backoff=at_once)(b'GET',
+                                                                                                     'http://a.test/'),
+                lambda: fetched(request_that((b'200', (), b'xx')), most=1)(b'GET', 'http://a.test/'),
+                lambda: authorised(request_that(), 'http://a.test/', token)(b'GET', 'http://a.test/'),
+                lambda: digest(request_that((b'401', ((b'www-authenticate', CHALLENGE),)), refused), 'http://a.test/',
+                               'u', 'p')(
+                    b'GET', 'http://a.test/'),
+                lambda: nothing_free(b'GET', 'http://a.test/'),
+                lambda: self.read_decompressed(request_that(coded), read_twice),
+                lambda: read_twice(lines(FakeBody(b'xxx'), most=2)),
+                lambda: read_twice(server_sent_events(FakeBody(b'data: x'))),
+                lambda: logged(request_that(refused))(b'GET', 'http://a.test/')):
+            gc.collect()
+            gc.disable()
+            self.addCleanup(gc.enable)
+            reference = await self.reference_to_error(make())
+            await turns()
+            self.assertIsNone(reference(), reference())
+            gc.enable()
+
+    @staticmethod
+    async def read_decompressed(request, read):
+        _, _, body = await decompressed(request)(b'GET', 'http://a.test/')
+        await read(body)
+
+    async def reference_to_error(self, awaitable):
+        try:
+            await awaitable
+        except HttpError as error:
+            return weakref.ref(error)
+        self.fail('it raised nothing')
 
     def site_of_all(self):
         """The port of a server that answers /KIND/NUMBER, each of whose bodies has the number"""
