@@ -329,7 +329,7 @@ class RetriedTests(LayerTestCase):
                 request = Scripted((b'503', ((b'retry-after', asked),)), b'200')
                 began = time.monotonic()
                 code, _, _ = await retried(request, backoff=at_once, max_delay=max_delay)(b'GET', 'http://a.test/')
-                self.assertTrue(least <= time.monotonic() - began < least + 0.9)
+                self.assertTrue(least <= time.monotonic() - began < least + PATIENCE / 2)
                 self.assertEqual((code, len(request.calls)), (b'200' if calls == 2 else b'503', calls))
 
     async def test_the_pause_grows_and_differs(self):
@@ -706,15 +706,13 @@ class DecompressedTests(LayerTestCase):
         await self.raises(HttpConnectionClosedError, task)
 
     async def test_others_run_while_a_bomb_goes_off(self):
-        ticks, longest = [], 0
+        ticks = []
         task = self.loop.create_task(self.tick(ticks))
-        for data in (gzipped(bytes(2 * 10 ** 8)), gzipped(b'') * 30000):
+        for data, least in ((gzipped(bytes(2 * 10 ** 8)), 47), (gzipped(b'') * 30000, 468)):
+            del ticks[:]
             async for _ in await self.body(b'gzip', data):
                 pass
-            self.assertGreater(len(ticks), 10)
-            longest = max(map(lambda earlier, later: later - earlier, ticks, ticks[1:]))
-            self.assertLess(longest, 0.25)
-            del ticks[:]
+            self.assertGreaterEqual(len(ticks), least)  # one for each 64 pieces, or members
         task.cancel()
 
     async def test_tiny_members_take_linear_time(self):
@@ -747,7 +745,7 @@ class DecompressedTests(LayerTestCase):
     @staticmethod
     async def tick(ticks):
         while True:
-            ticks.append(time.monotonic())
+            ticks.append(True)
             await asyncio.sleep(0)
 
     SIZE = 2 ** 31 if os.environ.get('LOWHAIO_LONG') else 2 ** 27
@@ -876,8 +874,8 @@ class LimitedTests(LayerTestCase):
             peer.abort()
 
         whole = OK + b'content-length: 5\r\n\r\nhello'
-        request, _ = self.pool(socket_timeout=0.2)
-        request = limited(request, 1, per_origin=1, timeout=5)
+        request, _ = self.pool()
+        request = limited(request, 1, per_origin=1, timeout=PATIENCE)
         url = f'http://a.test:{self.site()}/'
         kept = []
         for how, answer in (
@@ -892,7 +890,8 @@ class LimitedTests(LayerTestCase):
                     with self.assertRaises(HttpDataError):
                         await request(b'POST', url)
                     continue
-                _, _, body = await request(b'HEAD' if how == 'HEAD' else b'GET', url)
+                _, _, body = await request(b'HEAD' if how == 'HEAD' else b'GET', url,
+                                           socket_timeout=0.2 if how == 'times out' else None)
                 if how.endswith('kept') or how.startswith('a 204') or how == 'HEAD':
                     kept.append(body)
                 elif how == 'closed':
@@ -970,49 +969,44 @@ class LimitedTests(LayerTestCase):
         self.assertLess(time.monotonic() - began, 5)
 
     async def test_of_10000_tasks_with_thousands_cancelled_every_slot_is_free_afterwards(self):
-        holding = Holding(seconds=0.002)
-        request = limited(holding, 100, per_origin=20, timeout=0.5)
         urls = [f'http://{name}.test/' for name in 'abcdefgh']
-        outcomes = collections.Counter()
 
-        async def one(url):
-            try:
-                _, _, body = await request(b'GET', url, fails=0.1)
-                if random.random() < 0.5:
-                    await buffered(body)
-                else:
-                    await asyncio.sleep(0)
-                    body.end()
-                outcomes['done'] += 1
-            except BaseException as error:
-                if not isinstance(error, (HttpError, asyncio.CancelledError)):
-                    raise
-                outcomes[type(error).__name__] += 1
-                for body in holding.bodies:
-                    body.end()
-                del holding.bodies[:]
-                raise
-
-        tasks = [self.loop.create_task(one(random.choice(urls))) for _ in range(10000)]
-        for task in random.sample(tasks, 6000):
-            if random.random() < 0.05:
+        async def one(request, url):
+            _, _, body = await request(b'GET', url, fails=0.1)
+            if random.random() < 0.5:
                 await asyncio.sleep(0)
-            task.cancel()
-        await asyncio.wait(tasks)
-        for task in tasks:
-            if not task.cancelled():
-                task.exception()
-        self.assertGreater(outcomes['CancelledError'] + outcomes['done'], 3000)
-        self.assertLessEqual(holding.most, 100)
-        self.assertLessEqual(max(holding.most_by_url.values()), 20)
-        for body in holding.bodies:
-            body.end()
-        self.assertEqual(holding.under_way, 0)
-        holding.seconds = None
-        bodies = await asyncio.gather(*[request(b'GET', url) for url in urls[:5] for _ in range(20)])
-        self.assertEqual((len(bodies), holding.under_way), (100, 100))
-        await self.raises(HttpLimitTimeout, request(b'GET', urls[5]))
-        await self.raises(HttpLimitTimeout, request(b'GET', urls[0]))
+            await body.aclose()
+
+        for timeout, seconds, count, cancelled in ((None, 0.002, 9000, 5000), (0.05, 0.05, 1000, 300)):
+            holding = Holding(seconds)
+            request = limited(holding, 100, per_origin=20, timeout=timeout)
+            tasks = [self.loop.create_task(one(request, random.choice(urls))) for _ in range(count)]
+            for task in random.sample(tasks, cancelled):
+                if random.random() < 0.02:
+                    await asyncio.sleep(0)
+                task.cancel()
+            await asyncio.wait(tasks)
+            outcomes = collections.Counter('cancelled' if task.cancelled() else type(task.exception())
+                                           for task in tasks)
+            self.assertGreater(outcomes['cancelled'], cancelled // 4)
+            self.assertGreater(outcomes[HttpConnectionClosedError], 0)
+            self.assertEqual(outcomes[HttpLimitTimeout] > 0, timeout is not None)
+            self.assertLessEqual(set(outcomes), {'cancelled', type(None), HttpConnectionClosedError, HttpLimitTimeout})
+            self.assertLessEqual(holding.most, 100)
+            self.assertLessEqual(max(holding.most_by_url.values()), 20)
+            for body in holding.bodies:  # of those that were cancelled before they closed theirs
+                body.end()
+            self.assertEqual(holding.under_way, 0)
+            holding.seconds = None
+            full = [self.loop.create_task(request(b'GET', url)) for url in urls[:5] for _ in range(20)]
+            await turns()
+            self.assertTrue(all(task.done() for task in full))
+            for url in (urls[0], urls[5]):
+                task = self.loop.create_task(request(b'GET', url))
+                await turns()
+                self.assertFalse(task.done())
+                task.cancel()
+                await asyncio.wait([task])
 
     async def test_one_that_is_cancelled_in_the_turn_in_which_it_got_a_slot_gives_it_back(self):
         for per_origin in (None, 1):
@@ -1644,7 +1638,7 @@ class LoggedTests(LayerTestCase):
             peer.abort()
 
         whole = OK + b'content-length: 5\r\n\r\nhello'
-        request, _ = self.pool(socket_timeout=0.2)
+        request, _ = self.pool()
         request = logged(request, self.logger)
         port = self.site()
         for how, answer, reused, code, count, error in (
@@ -1660,7 +1654,8 @@ class LoggedTests(LayerTestCase):
                 self.answers = [answer]
                 sending = request(b'HEAD' if how == 'HEAD' else b'POST', f'http://a.test:{port}/path?secret',
                                   {'a': 'secret'},
-                                  ((b'authorization', b'secret'),), streamed(b'secret'))
+                                  ((b'authorization', b'secret'),), streamed(b'secret'),
+                                  socket_timeout=0.2 if error == 'HttpDataTimeout: ' else None)
                 if how == 'no answer':
                     with self.assertRaises(HttpDataError):
                         await sending
@@ -1669,8 +1664,9 @@ class LoggedTests(LayerTestCase):
                     if how == 'closed':
                         await body.aclose()
                     elif how == 'cancelled':
+                        await body.__anext__()
                         task = self.loop.create_task(buffered(body))
-                        await asyncio.sleep(0.05)
+                        await turns()
                         task.cancel()
                         await asyncio.wait([task])
                     elif how == 'dropped':
