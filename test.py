@@ -127,7 +127,7 @@ from reliability.scripted import DRAIN
 from reliability.soak import SoakTests  # noqa: F401
 from tests.early_answers import EarlySuccessTests  # noqa: F401
 from tests.surface import (  # noqa: F401
-    ArgumentsTests, BufferedTests, ContextTests, MaxIdleTests, TwoThreadsTests, TypesTests, WhenDoneTests,
+    ArgumentsTests, BufferedTests, ContextTests, MaxIdleTests, PairsTests, TwoThreadsTests, TypesTests, WhenDoneTests,
 )
 from tests.timeouts import TimeoutsTests  # noqa: F401
 from tests.redirects import (  # noqa: F401

@@ -12,15 +12,17 @@ import asyncio
 import collections
 import contextlib
 import functools
+import inspect
 import re
 import socket
 import ssl
 import urllib.parse
 
-from scenarios import RECEIVE
+from scenarios import RECEIVE, RECEIVE_BULK
 
-# `at_once`: how many requests; `ca`: path of the authority's certificate.
-Setting = collections.namedtuple('Setting', 'at_once ca')
+# `at_once`: how many requests; `idle_hosts`: how many other hosts have an idle connection; `ca`: path of the
+# authority's certificate.
+Setting = collections.namedtuple('Setting', 'at_once idle_hosts ca')
 
 
 def tls_context(setting):
@@ -32,7 +34,9 @@ def tls_context(setting):
 @contextlib.asynccontextmanager
 async def lowhaio(setting):
     import lowhaio
-    request, close = lowhaio.Pool(get_ssl_context=functools.partial(tls_context, setting))
+    bound = {'max_idle': setting.at_once + setting.idle_hosts}
+    options = {name: value for name, value in bound.items() if name in inspect.signature(lowhaio.Pool).parameters}
+    request, close = lowhaio.Pool(get_ssl_context=functools.partial(tls_context, setting), **options)
 
     async def get(url):
         _, _, body = await request(b'GET', url)
@@ -90,9 +94,9 @@ def bare(connect, send, receive, close):
         connection = idle.pop() if idle else await connect(response)
         await send(connection, response.get)
         total = response.head_length + response.length
-        data = await receive(connection)
+        data = await receive(connection, RECEIVE)
         while len(data) < total:
-            data += await receive(connection)
+            data += await receive(connection, RECEIVE)
         if response.closes:
             close(connection)
         else:
@@ -105,12 +109,12 @@ def bare(connect, send, receive, close):
         await send(connection, response.get)
         data = b''
         while len(data) < response.head_length:
-            data += await receive(connection)
+            data += await receive(connection, RECEIVE_BULK)
         data = data[response.head_length:]
         remaining = response.length - len(data)
         consume(data)
         while remaining:
-            data = await receive(connection)
+            data = await receive(connection, RECEIVE_BULK)
             remaining -= len(data)
             consume(data)
         idle.append(connection)
@@ -120,9 +124,9 @@ def bare(connect, send, receive, close):
         await send(connection, put_head(url, length))
         async for piece in pieces():
             await send(connection, piece)
-        data = await receive(connection)
+        data = await receive(connection, RECEIVE)
         while b'\r\n\r\n' not in data:
-            data += await receive(connection)
+            data += await receive(connection, RECEIVE)
         idle.append(connection)
 
     def close_idle():
@@ -143,11 +147,7 @@ async def connected(response):
 @contextlib.asynccontextmanager
 async def floor(setting):
     loop = asyncio.get_running_loop()
-
-    def receive(sock):
-        return loop.sock_recv(sock, RECEIVE)
-
-    *functions, close_idle = bare(connected, loop.sock_sendall, receive, socket.socket.close)
+    *functions, close_idle = bare(connected, loop.sock_sendall, loop.sock_recv, socket.socket.close)
     yield functions
     close_idle()
 
@@ -164,6 +164,7 @@ async def kept_floor(setting):
         waiter = None
         has_reader = False
         is_asked = False  # then a receive cannot have data yet
+        wanted = RECEIVE
 
         def on_readable():
             nonlocal has_reader
@@ -172,7 +173,7 @@ async def kept_floor(setting):
                 has_reader = False
                 return
             try:
-                waiter.set_result(sock.recv(RECEIVE))
+                waiter.set_result(sock.recv(wanted))
             except BlockingIOError:
                 pass
 
@@ -181,17 +182,18 @@ async def kept_floor(setting):
             is_asked = True
             return loop.sock_sendall(sock, data)
 
-        async def receive():
-            nonlocal waiter, has_reader, is_asked
+        async def receive(size):
+            nonlocal waiter, has_reader, is_asked, wanted
             if not is_asked or not has_reader:
                 try:
-                    return sock.recv(RECEIVE)
+                    return sock.recv(size)
                 except BlockingIOError:
                     pass
             if not has_reader:
                 loop.add_reader(fileno, on_readable)
                 has_reader = True
             is_asked = False
+            wanted = size
             waiter = loop.create_future()
             return await waiter
 
@@ -204,7 +206,7 @@ async def kept_floor(setting):
     *functions, close_idle = bare(
         connect,
         lambda connection, data: connection[0](data),
-        lambda connection: connection[1](),
+        lambda connection, size: connection[1](size),
         lambda connection: connection[2](),
     )
     yield functions
@@ -224,8 +226,8 @@ async def blocking(setting):
     async def send(sock, data):
         sock.sendall(data)
 
-    async def receive(sock):
-        return sock.recv(RECEIVE)
+    async def receive(sock, size):
+        return sock.recv(size)
 
     *functions, close_idle = bare(connect, send, receive, socket.socket.close)
     yield functions
@@ -324,6 +326,54 @@ async def pyreqwest(setting):
 
 
 @contextlib.asynccontextmanager
+async def wreq(setting):
+    import wreq
+    with open(setting.ca, 'rb') as file:
+        authorities = wreq.CertStore.from_pem_stack(file.read())
+    options = dict(tls_verify=authorities, http1_only=True, no_proxy=True, pool_max_idle_per_host=setting.at_once)
+    async with wreq.Client(**options) as client:
+
+        async def get(url):
+            async with client.get(url) as response:
+                return await response.bytes()
+
+        async def down(url, consume):
+            async with client.get(url) as response, response.stream() as pieces:
+                async for piece in pieces:
+                    consume(piece)
+
+        async def up(url, pieces, length):
+            async with client.put(url, body=pieces(), headers={'content-length': str(length)}) as response:
+                await response.bytes()
+
+        yield get, down, up
+
+
+@contextlib.asynccontextmanager
+async def pyqwest(setting):
+    import pyqwest
+    with open(setting.ca, 'rb') as file:
+        certificate = file.read()
+    # It would keep two idle connections, and trace.
+    options = dict(http_version=pyqwest.HTTPVersion.HTTP1, pool_max_idle_per_host=setting.at_once, enable_otel=False)
+    async with pyqwest.HTTPTransport(tls_ca_cert=certificate, **options) as transport:
+        client = pyqwest.Client(transport)
+
+        async def get(url):
+            return (await client.get(url)).content
+
+        async def down(url, consume):
+            async with client.stream('GET', url) as response:
+                async for piece in response.content:
+                    consume(piece)
+
+        async def up(url, pieces, length):
+            await client.put(url, {'content-length': str(length)}, pieces())
+
+        yield get, down, up
+
+
+@contextlib.asynccontextmanager
 async def aiosonic(setting):
     import aiosonic
     from aiosonic.pools import PoolConfig
@@ -360,5 +410,7 @@ CLIENTS = {
     'httpx2': functools.partial(httpx, module='httpx2'),
     'niquests': niquests,
     'pyreqwest': pyreqwest,
+    'wreq': wreq,
+    'pyqwest': pyqwest,
     'aiosonic': aiosonic,
 }

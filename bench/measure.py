@@ -1,16 +1,19 @@
 """One measurement, in a process of its own: `python measure.py JOB` prints it, as JSON
 
 JOB, as JSON: `client`, `tree` (the folder of lowhaio.py), `content`, `act`, `at_once`, `url`, `small` (the url of a
-small body on the same server), `read_back` (where an upload is found), `hosts` (urls to leave an idle connection to),
-`length` and `sha256` of the body, `ca`, `uvloop`, `seconds`, `verify`.
+small body on the same server), `tls` (the version of TLS that is to be agreed on, and the url that tells it), `fresh`
+(whether malloc is left as it is), `read_back` (where an upload is found), `hosts` (urls to leave an idle connection
+to), `length` and `sha256` of the body, `ca`, `uvloop`, `seconds`, `verify`.
 """
 import asyncio
+import ctypes
 import gc
 import hashlib
 import json
 import os
 import resource
 import sys
+import textwrap
 import time
 import urllib.request
 
@@ -24,9 +27,26 @@ def memory(field):
         return next(int(line.split()[1]) for line in file if line.startswith(field + ':'))
 
 
-def cpu():
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_utime + usage.ru_stime
+def usage():
+    """(seconds of CPU, page faults)"""
+    found = resource.getrusage(resource.RUSAGE_SELF)
+    return found.ru_utime + found.ru_stime, found.ru_minflt
+
+
+def is_malloc_fresh():
+    """Whether blocks of 256 KiB are still mappings of their own, as in glibc until one as large was freed, or come
+    from the heap; None where there is no glibc to tell. Asked last, since the asking changes it."""
+    class Mallinfo(ctypes.Structure):
+        _fields_ = [(name, ctypes.c_size_t) for name in (
+            'arena', 'ordblks', 'smblks', 'hblks', 'hblkhd', 'usmblks', 'fsmblks', 'uordblks', 'fordblks', 'keepcost')]
+
+    mallinfo = getattr(ctypes.CDLL(None), 'mallinfo2', None)
+    if mallinfo is None:
+        return None
+    mallinfo.restype = Mallinfo
+    before = mallinfo().hblks
+    kept = [bytes(2 ** 18) for _ in range(16)]  # more than the heap has free
+    return mallinfo().hblks > before and bool(kept)
 
 
 class WrongBytes(Exception):
@@ -84,7 +104,10 @@ def read_back(url, consume):
 
 
 async def measure(job):
-    async with CLIENTS[job['client']](Setting(job['at_once'], job['ca'])) as functions:
+    if not job['fresh']:
+        bytes(scenarios.MiB)
+    setting = Setting(job['at_once'], len(job['hosts']), job['ca'])
+    async with CLIENTS[job['client']](setting) as functions:
         once, verified = transfer(job, *functions)
         get = functions[0]
         for url in job['hosts']:
@@ -92,6 +115,11 @@ async def measure(job):
         # What is imported and made at first use is no part of a request.
         if job['verify']:
             await verified()
+        if job['verify'] and job['tls']:
+            wanted, url = job['tls']
+            agreed = bytes(await get(url)).decode()
+            if agreed != wanted:
+                raise WrongBytes(f'{agreed} was agreed on, not {wanted}')
         await get(job['small'])
         gc.collect()
         before = memory('VmRSS')
@@ -99,12 +127,12 @@ async def measure(job):
             file.write('5')  # the peak begins anew
         if job['act'] == 'get':
             await all_at_once(job['at_once'], once, 0.05)
-        cpu_before, begun = cpu(), time.perf_counter()
+        (cpu_before, faults_before), begun = usage(), time.perf_counter()
         count = await all_at_once(job['at_once'], once, job['seconds'])
-        wall, used = time.perf_counter() - begun, cpu() - cpu_before
+        wall, (cpu, faults) = time.perf_counter() - begun, usage()
         peak = memory('VmHWM')
-    return {'cpu': used / count, 'wall': wall / count, 'peak': peak * 1024, 'beyond': (peak - before) * 1024,
-            'count': count}
+    return {'cpu': (cpu - cpu_before) / count, 'wall': wall / count, 'faults': (faults - faults_before) / count,
+            'peak': peak * 1024, 'beyond': (peak - before) * 1024, 'fresh': is_malloc_fresh(), 'count': count}
 
 
 async def all_at_once(tasks, once, seconds):
@@ -132,7 +160,10 @@ def main():
         loop = uvloop.new_event_loop()
     else:
         loop = asyncio.new_event_loop()
-    result = loop.run_until_complete(measure(job))
+    try:
+        result = loop.run_until_complete(measure(job))
+    except Exception as error:
+        result = {'error': textwrap.shorten(f'{type(error).__name__}: {error}', 240)}
     sys.stdout.write(json.dumps(result))
     sys.stdout.flush()
     os._exit(0)  # a thread of pyreqwest's at times makes the interpreter's end a fatal error

@@ -42,17 +42,27 @@ http {{
     scgi_temp_path {folder}/scgi;
     server {{
         listen {plain} backlog=8192;
-        listen {tls} ssl;
         {ipv6}
-        ssl_certificate {folder}/server.pem;
-        ssl_certificate_key {folder}/server.key;
-        root {folder}/files;
-        location = /small {{ return 200 "{small}"; }}
-        location = /close {{ keepalive_timeout 0; return 200 "{small}"; }}
-        location = /headers-20 {{ {headers} return 200 "{small}"; }}
-        location /up/ {{ dav_methods PUT; }}
+        listen {tls} ssl backlog=8192;
+        ssl_protocols TLSv1.2 TLSv1.3;  # nginx's own default has no TLS 1.3 before 1.23.4
+        include {folder}/locations;
+    }}
+    server {{
+        listen {tls12} ssl backlog=8192;
+        ssl_protocols TLSv1.2;
+        include {folder}/locations;
     }}
 }}
+'''
+LOCATIONS = '''
+ssl_certificate {folder}/server.pem;
+ssl_certificate_key {folder}/server.key;
+root {folder}/files;
+location = /small {{ return 200 "{small}"; }}
+location = /close {{ keepalive_timeout 0; return 200 "{small}"; }}
+location = /headers-20 {{ {headers} return 200 "{small}"; }}
+location = /tls {{ return 200 $ssl_protocol; }}
+location /up/ {{ dav_methods PUT; }}
 '''
 
 
@@ -84,7 +94,7 @@ def wait_for(port, process):
 
 @contextlib.contextmanager
 def running():
-    """Starts them all: {'http', 'https' and 'canned': origins without their host, 'ca': path of the authority}"""
+    """Starts them all: {'http', 'https', 'https-1.2' and 'canned': ports, 'ca': path of the authority}"""
     import trustme
     nginx = shutil.which('nginx', path=os.environ.get('PATH', '') + ':/usr/sbin:/usr/local/sbin')
     if nginx is None:
@@ -104,13 +114,15 @@ def running():
             data, repeats = scenarios.body_of(content)
             with open(folder / 'files' / content, 'wb') as file:
                 file.writelines([data] * repeats)
-        plain, tls, canned = free_port(), free_port(), free_port()
+        plain, tls, tls12, canned = (free_port() for _ in range(4))
         files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         (folder / 'nginx.conf').write_text(NGINX.format(
-            folder=folder, plain=plain, tls=tls, files=files, connections=files - 100,
+            folder=folder, plain=plain, tls=tls, tls12=tls12, files=files, connections=files - 100,
             # The answers of `localhost` may begin with ::1.
-            ipv6=f'listen [::1]:{plain}; listen [::1]:{tls} ssl;' if has_ipv6() else '',
-            user='user root;' if os.getuid() == 0 else '',
+            ipv6=f'listen [::1]:{plain};' if has_ipv6() else '', user='user root;' if os.getuid() == 0 else '',
+        ))
+        (folder / 'locations').write_text(LOCATIONS.format(
+            folder=folder,
             small=scenarios.body_of('small')[0].decode().replace('\n', '\\n'),
             # With nginx's own five.
             headers=' '.join(f'add_header x-header-{i:02} "the value of header {i:02}";' for i in range(15)),
@@ -119,7 +131,7 @@ def running():
             processes.append(subprocess.Popen(command, stderr=subprocess.DEVNULL, preexec_fn=pin_server))
         for port, process in zip((plain, canned), processes):
             wait_for(port, process)
-        yield {'http': plain, 'https': tls, 'canned': canned, 'ca': str(folder / 'ca.pem')}
+        yield {'http': plain, 'https': tls, 'https-1.2': tls12, 'canned': canned, 'ca': str(folder / 'ca.pem')}
     finally:
         for process in processes:
             process.terminate()

@@ -85,6 +85,37 @@ class ArgumentsTests(AsyncTestCase):
                 await request(b'GET', url)
 
 
+class PairsTests(AsyncTestCase):
+
+    async def test_what_are_no_pairs_is_refused_by_a_sentence_that_shows_the_mend(self):
+        def sentence(seen):
+            return r'must be pairs, \(\(name, value\), \(name, value\)\), or a mapping, got ' + seen
+
+        comma = r'; one pair alone has a comma after it: \(\(name, value\),\)$'
+        request, _ = self.pool()
+        for what in ('headers', 'params'):
+            for given, seen in (
+                    (5, 'int$'), ('text', 'str$'), (b'text', 'bytes$'), (bytearray(b'ab'), 'bytearray$'),
+                    ((b'secret', b'token'), 'a bytes, number 1 of 2' + comma),
+                    (('secret', 'token'), 'a str, number 1 of 2' + comma),
+                    ([b'ab'], 'a bytes, number 1 of 1$'), (((b'a', b'b'), None), 'a NoneType, number 2 of 2$'),
+                    (((b'a', b'b', b'secret'),), 'a tuple of 3, number 1 of 1$'),
+                    ((b'a', b'b', b'c'), 'a bytes, number 1 of 3$'), ([[b'a']], 'a list of 1, number 1 of 1$')):
+                with self.subTest((what, given)):
+                    with self.assertRaisesRegex(HttpRequestError, f'^The {what} ' + sentence(seen)) as caught:
+                        await request(b'GET', 'http://127.0.0.1:1/', **{what: given})
+                    self.assertNotIn('secret', str(caught.exception))
+        with self.assertRaisesRegex(HttpRequestError, r'such as .*, got str and str, header 1 of 1$'):
+            await request(b'GET', 'http://127.0.0.1:1/', headers={'secret': 'token'})
+
+    async def test_none_is_none(self):
+        port = self.serve(lambda peer: heads.append(peer.read_head()) or peer.send(OK_EMPTY))
+        heads = []
+        request, _ = self.pool()
+        await request(b'GET', f'http://127.0.0.1:{port}/', params=None, headers=None)
+        self.assertEqual(heads, [b'GET / HTTP/1.1\r\nhost: 127.0.0.1:%d\r\n\r\n' % port])
+
+
 class MaxIdleTests(AsyncTestCase):
 
     async def get(self, request, port, **kwargs):
