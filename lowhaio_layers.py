@@ -381,7 +381,7 @@ def decompressed(request, codings=None):
       installed, from 1.2, since before it cannot be bounded; zstd from Python 3.14, or with `backports.zstd`.
 
     What a response has is decompressed, also where the caller asked by `accept-encoding`; but neither a 206, which is a
-    part of something, nor a coding that is not known: these are the caller's as they are. A request with a `range` asks
+    part of something, nor a 304, nor a coding that is not known: these are the caller's as they are. A request with a `range` asks
     for nothing. A body that ends within its coding raises HttpProtocolError, as one that is malformed; bytes after the
     last member of gzip, deflate or zstd are ignored (brotli's decoder cannot tell them from a fault).
     """
@@ -394,7 +394,7 @@ def decompressed(request, codings=None):
             headers += ((b'accept-encoding', accepted),)
         code, fields, answer = await request(method, url, params=params, headers=headers, body=body, **kwargs)
         coded = values(fields, b'content-encoding')
-        if not coded or code == b'206' or method == b'HEAD':
+        if not coded or code in (b'204', b'206', b'304') or method == b'HEAD':
             return code, fields, answer
         names = [name.strip(b' \t') for name in b','.join(coded).lower().split(b',')]
         names = [name for name in names if name not in (b'', b'identity')]
