@@ -198,7 +198,7 @@ class FedBody(WrappedBody):
         self._items = iter(())
         self._count = 0
         self._is_read = False
-        self._failure = None  # the text of what is wrong with it, raised for good
+        self._failure = None  # a function that makes the error that each further read raises
 
     async def __anext__(self):
         if self._is_read:
@@ -381,9 +381,9 @@ def decompressed(request, codings=None):
       installed, from 1.2, since before it cannot be bounded; zstd from Python 3.14, or with `backports.zstd`.
 
     What a response has is decompressed, also where the caller asked by `accept-encoding`; but neither a 206, which is a
-    part of something, nor a 304, nor a coding that is not known: these are the caller's as they are. A request with a `range` asks
-    for nothing. A body that ends within its coding raises HttpProtocolError, as one that is malformed; bytes after the
-    last member of gzip, deflate or zstd are ignored (brotli's decoder cannot tell them from a fault).
+    part of something, nor a 304, nor a coding that is not known: these are the caller's as they are. A request with a
+    `range` asks for nothing. A body that ends within its coding raises HttpProtocolError, as one that is malformed;
+    bytes after the last member of gzip, deflate or zstd are ignored (brotli's decoder cannot tell them from a fault).
     """
     known = decoders()
     accepted = b', '.join(name for name in known if name != b'x-gzip') if codings is None else b', '.join(codings)
