@@ -56,10 +56,10 @@ from lowhaio import (
     check_function,
     check_seconds,
     describe,
-    header_pairs,
     is_async_iterable,
     is_ip_address,
     is_token,
+    pairs_of,
     parse_length,
     place,
     remember,
@@ -291,7 +291,7 @@ def retried(request, attempts=4, statuses=(b'429', b'502', b'503', b'504'), back
 
     async def retrying_request(method, url, params=(), headers=(), body=None, **kwargs):
         if attempts > 1:
-            url, params, headers = with_own_params(url, params), (), header_pairs(headers)
+            url, params, headers = with_own_params(url, params), (), pairs_of('headers', headers)
         sent = None  # of the last attempt of which anything was: what became of it, whether it was answered
         attempt = 0
         while True:
@@ -389,7 +389,7 @@ def decompressed(request, codings=None):
     accepted = b', '.join(name for name in known if name != b'x-gzip') if codings is None else b', '.join(codings)
 
     async def decompressing_request(method, url, params=(), headers=(), body=None, **kwargs):
-        headers = header_pairs(headers)
+        headers = pairs_of('headers', headers)
         if not any(values(headers, name) for name in (b'accept-encoding', b'range')):
             headers += ((b'accept-encoding', accepted),)
         code, fields, answer = await request(method, url, params=params, headers=headers, body=body, **kwargs)
@@ -671,7 +671,7 @@ def authorised(request, at, credentials):
 
     async def authorised_request(method, url, params=(), headers=(), body=None, **kwargs):
         if parts_of(url)[0] == its_origin:
-            headers = header_pairs(headers)
+            headers = pairs_of('headers', headers)
             if not values(headers, b'authorization'):
                 headers += ((b'authorization', credentials),)
         return await request(method, url, params=params, headers=headers, body=body, **kwargs)
@@ -684,7 +684,7 @@ def authorised_by_function(request, its_origin, get_credentials):
     other_than, forget = asked_once(get_credentials)
 
     async def authorised_request(method, url, params=(), headers=(), body=None, **kwargs):
-        headers = header_pairs(headers)
+        headers = pairs_of('headers', headers)
         if parts_of(url)[0] != its_origin or values(headers, b'authorization'):
             return await request(method, url, params=params, headers=headers, body=body, **kwargs)
 
@@ -774,7 +774,7 @@ def digest(request, at, user, password):
 
     async def digesting_request(method, url, params=(), headers=(), body=None, **kwargs):
         nonlocal known
-        headers = header_pairs(headers)
+        headers = pairs_of('headers', headers)
         if parts_of(url)[0] != its_origin or values(headers, b'authorization'):
             return await request(method, url, params=params, headers=headers, body=body, **kwargs)
 
@@ -896,7 +896,7 @@ def cookied(request, jar=None, path=None):
             jar.load(ignore_discard=True)
 
     async def cookied_request(method, url, params=(), headers=(), body=None, **kwargs):
-        headers = header_pairs(headers)
+        headers = pairs_of('headers', headers)
         asked = CookieRequest(*parts_of(url))
         own_jar = jars.get(asked.site) if jar is None else jar
         if own_jar is not None and not values(headers, b'cookie'):
@@ -1312,7 +1312,7 @@ async def saved(request, url, path, headers=(), attempts=5, progress=None, backo
     """
     check_count('attempts', attempts, 1)
     check_function('backoff', backoff, 'of the number of failures in a row')
-    headers = header_pairs(headers)
+    headers = pairs_of('headers', headers)
     if not values(headers, b'accept-encoding'):
         headers += ((b'accept-encoding', b'identity'),)  # ranges are of the bytes as they are coded
     part = Part(os.fsdecode(path), url)
