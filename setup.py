@@ -17,6 +17,11 @@ with open(os.path.join(HERE, 'lowhaio.py'), encoding='utf-8') as file:
 PYTHON_36 = '; python_version < "3.7"'
 PYTHON_37 = '; python_version >= "3.7"'
 PYTHON_37_38 = PYTHON_37 + ' and python_version < "3.9"'
+PYTHON_39 = '; python_version >= "3.9"'
+# What it makes up for is in the standard library from 3.14 on, and it needs 3.10.
+BACKPORTS_ZSTD = 'backports.zstd>=1; python_version >= "3.10" and python_version < "3.14"'
+
+MODULES = ['lowhaio', 'lowhaio_names', 'lowhaio_layers']
 
 setup(
     name='lowhaio',
@@ -26,13 +31,16 @@ setup(
     long_description_content_type='text/markdown',
     author='lowhaio contributors',
     license='MIT',
-    py_modules=['lowhaio', 'lowhaio_names'],
+    py_modules=MODULES,
     # A module of a single file cannot carry `py.typed`: its types are a package of their own (PEP 561).
-    packages=['lowhaio-stubs', 'lowhaio_names-stubs'],
-    package_data={'lowhaio-stubs': ['__init__.pyi'], 'lowhaio_names-stubs': ['__init__.pyi']},
+    packages=[f'{module}-stubs' for module in MODULES],
+    package_data={f'{module}-stubs': ['__init__.pyi'] for module in MODULES},
     python_requires='>=3.6.3',
     install_requires=['aiodnsresolver>=0.0.140'],
     extras_require={
+        # For lowhaio_layers. Before 1.2 what brotli gives at once had no bound.
+        'brotli': ['brotli>=1.2'],
+        'zstd': [BACKPORTS_ZSTD],
         'tests': [
             'trustme==0.9.0' + PYTHON_36,
             'cryptography==3.3.2' + PYTHON_36,
@@ -53,6 +61,10 @@ setup(
             'hypothesis>=6.79' + PYTHON_37,
             'h11>=0.14' + PYTHON_37,
             'uvloop>=0.17' + PYTHON_37,
+            'brotli>=1.2' + PYTHON_39,
+            BACKPORTS_ZSTD,
+            'httpbin>=0.10' + PYTHON_39,
+            'waitress>=3' + PYTHON_39,
         ],
         'example': [
             'tqdm==4.62.3' + PYTHON_36,

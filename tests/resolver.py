@@ -1045,7 +1045,7 @@ class ThreadTests(ResolverTestCase):
         self.assertLess(time.monotonic() - began, 20)
 
 
-class ExhaustionTests(ResolverTestCase):
+class ResolverExhaustionTests(ResolverTestCase):
 
     async def exhausted(self, awaitable, begin=lambda: None):
         """Is given up for want of descriptors"""
@@ -1140,7 +1140,7 @@ class ExhaustionTests(ResolverTestCase):
                 self.assertEqual((type(error), error.errno), (OSError, errno.EMFILE))
 
 
-class CancellationTests(ResolverTestCase):
+class ResolverCancellationTests(ResolverTestCase):
 
     async def test_at_any_moment(self):
         self.constant('ATTEMPT', 0.02)
@@ -1387,7 +1387,7 @@ def namespaces_are_here():
 
 
 @unittest.skipUnless(namespaces_are_here(), 'needs root, and namespaces')
-class NamespaceTests(unittest.TestCase):
+class ResolverNamespaceTests(unittest.TestCase):
 
     def test_all_that_the_system_finds_is_found(self):
         processes = []
