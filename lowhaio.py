@@ -458,8 +458,8 @@ def checked_headers(method, headers):
     for number, (name, value) in enumerate(headers, 1):
         if not isinstance(name, bytes) or not isinstance(value, bytes):
             raise HttpRequestError(
-                'A header must be a pair of bytes, such as (b\'accept\', b\'*/*\'), got {} and {}, header {} of {}'.format(
-                    type(name).__name__, type(value).__name__, number, len(headers)))
+                f'A header must be a pair of bytes, such as (b\'accept\', b\'*/*\'), got {type(name).__name__} and '
+                f'{type(value).__name__}, number {number} of {len(headers)}')
         if not is_token(name):
             at = match_token(name).end()
             what = f'has the byte 0x{name[at]:02x} at {at}' if name else 'is empty'

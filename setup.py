@@ -21,6 +21,8 @@ PYTHON_39 = '; python_version >= "3.9"'
 # What it makes up for is in the standard library from 3.14 on, and it needs 3.10.
 BACKPORTS_ZSTD = 'backports.zstd>=1; python_version >= "3.10" and python_version < "3.14"'
 
+MODULES = ['lowhaio', 'lowhaio_names', 'lowhaio_layers']
+
 setup(
     name='lowhaio',
     version=VERSION,
@@ -29,10 +31,10 @@ setup(
     long_description_content_type='text/markdown',
     author='lowhaio contributors',
     license='MIT',
-    py_modules=['lowhaio', 'lowhaio_layers'],
+    py_modules=MODULES,
     # A module of a single file cannot carry `py.typed`: its types are a package of their own (PEP 561).
-    packages=['lowhaio-stubs', 'lowhaio_layers-stubs'],
-    package_data={'lowhaio-stubs': ['__init__.pyi'], 'lowhaio_layers-stubs': ['__init__.pyi']},
+    packages=[f'{module}-stubs' for module in MODULES],
+    package_data={f'{module}-stubs': ['__init__.pyi'] for module in MODULES},
     python_requires='>=3.6.3',
     install_requires=['aiodnsresolver>=0.0.140'],
     extras_require={

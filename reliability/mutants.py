@@ -27,10 +27,11 @@ REGIONS = (
 # The quickest first: nearly all mutants fall to it.
 COMMANDS = (
     ['-m', 'unittest', '-f', 'reliability.framing.CaseTests.test_each_case_however_it_is_cut'],
-    ['test.py', '-f', 'TestRequestHead', 'TestRequestFraming', 'TestResponseFraming', 'TestLimits', 'TestPersistence'],
+    ['test.py', '-f', 'RequestHeadTests', 'RequestFramingTests', 'ResponseFramingTests', 'LimitTests',
+     'PersistenceTests'],
     ['-m', 'unittest', '-f', 'reliability.framing.BoundTests', 'reliability.framing.CaseTests'],
-    ['test.py', '-f', 'TestRequestBody', 'TestMessageErrors', 'TestExpect', 'TestEarlyAnswer', 'TestRareTurns',
-     'ReuseTest'],
+    ['test.py', '-f', 'RequestBodyTests', 'ErrorTests', 'ExpectTests', 'EarlyRefusalTests', 'ResponseBodyTests',
+     'StreamedAndBufferedTests', 'ReuseTests'],
     ['-m', 'unittest', '-f', 'tests.redirects'],
 )
 SECONDS = 90

@@ -700,7 +700,7 @@ SMALL = (
 SPOILERS = b'\0\t\n\r +,-019:;_ax\x80'
 
 
-class ResponseProperties(PropertyTestCase):
+class ResponsePropertyTests(PropertyTestCase):
 
     def test_one_byte_more_less_or_other_means_what_the_rules_say(self):
         for wire, byte in itertools.product(SMALL, SPOILERS if self.examples is None else range(256)):
@@ -1055,7 +1055,7 @@ def check_hostile_request(client, arguments, pieces, takes=(65536,)):
     assert {name for name, _ in added} <= {b'host', b'transfer-encoding', b'content-length'}, added
 
 
-class RequestProperties(PropertyTestCase):
+class RequestPropertyTests(PropertyTestCase):
 
     @holds(200, asked=requests(), takes=TAKES)
     def test_exactly_the_request_that_was_asked_for_is_sent(self, asked, takes):
@@ -1342,7 +1342,7 @@ def main():
     options = parser.parse_args()
     PropertyTestCase.examples, PropertyTestCase.seed = options.examples, options.seed
     begun = time.monotonic()
-    cases = (ResponseProperties, RequestProperties, DifferentialTests)
+    cases = (ResponsePropertyTests, RequestPropertyTests, DifferentialTests)
     suite = unittest.TestSuite(unittest.defaultTestLoader.loadTestsFromTestCase(case) for case in cases)
     result = unittest.TextTestRunner(stream=sys.stdout, verbosity=2).run(suite)
     for name, count in PropertyTestCase.counts.items():

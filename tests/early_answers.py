@@ -1,4 +1,4 @@
-"""An early 2xx does not stop an upload: it is held until all is sent, or the connection ends. RFC 9112 §9.5"""
+"""What is answered before an upload is whole: an early 2xx does not stop it, all else does. RFC 9112 §9.5"""
 import asyncio
 import contextlib
 import itertools
@@ -7,19 +7,14 @@ import socket
 import threading
 import time
 
-from lowhaio import HttpConnectionClosedError, HttpDataTimeout, HttpProtocolError, buffered, streamed
+from lowhaio import HttpConnectionClosedError, HttpDataTimeout, HttpHeaderTooLong, HttpProtocolError, buffered, streamed
 from reliability.harness import (
-    OK,
-    OK_EMPTY,
-    PATIENCE,
-    AsyncTestCase,
-    ClientSockets,
-    ScriptedConnection,
-    client_context,
-    in_thread,
-    pieces_of,
-    server_context,
+    CONTINUE, OK, OK_EMPTY, PATIENCE, TOO_LARGE, ClientSockets, ScriptedConnection, in_thread, pieces_of,
+    server_context, tls_server,
 )
+from reliability.scripted import CLOSE, DRAIN, HALF_CLOSE, HEAD, RESET, SILENT, Read, Record, scripted
+from tests.bodies import BodyOnce, BodyWithoutEnd, SmallPieces
+from tests.peers import ExchangeTestCase
 
 SIZE = 4000000  # of an upload that the buffers of the kernel do not swallow
 PIECE = bytes(range(250)) * 40
@@ -29,7 +24,7 @@ def of_code(code, body=b'early'):
     return b'HTTP/1.1 %b Early\r\ncontent-length: %d\r\n\r\n%b' % (code, len(body), body)
 
 
-class EarlySuccessTests(AsyncTestCase):
+class EarlySuccessTests(ExchangeTestCase):
 
     def uploads(self):
         """(what, arguments of the request, what follows its head on the wire)"""
@@ -64,7 +59,7 @@ class EarlySuccessTests(AsyncTestCase):
 
     def post(self, url, **kwargs):
         sockets = ClientSockets((socket.SOL_SOCKET, socket.SO_SNDBUF, 65536))
-        request, _ = self.pool(get_ssl_context=client_context, set_sock_options=sockets,
+        request, _ = self.pool(set_sock_options=sockets,
                                socket_timeout=kwargs.pop('socket_timeout', PATIENCE),
                                recv_bufsize=kwargs.pop('recv_bufsize', 262144))
         return request, sockets, request(b'POST', url, **kwargs)
@@ -250,3 +245,140 @@ class EarlySuccessTests(AsyncTestCase):
                                       headers=((b'expect', b'100-continue'),))
         self.assertEqual((code, await buffered(body), body.sent_all), (b'200', b'early', False))
         self.assertEqual(await in_thread(got.get, True, PATIENCE), b'')
+
+
+class EarlyRefusalTests(ExchangeTestCase):
+    """A 413 in a large upload, whatever the server does then, is in reliability/life.py too"""
+
+    def uploads(self):
+        return (
+            ('chunked', (), BodyWithoutEnd(bytes(65536))),
+            ('a length', ((b'content-length', b'1000000000000'),), BodyWithoutEnd(bytes(65536))),
+            ('one large piece', ((b'content-length', b'%d' % (1 << 25)),), BodyOnce(bytes(1 << 25))),
+            ('small pieces', (), BodyWithoutEnd(b'x' * 100)),
+            ('small pieces with pauses', (), SmallPieces(b'x' * 100)),
+        )
+
+    async def test_a_413_in_an_upload_of_any_kind_is_a_413_and_its_connection_is_not_used_again(self):
+        for tls, (begun, ending) in itertools.product(
+                (None, tls_server()), ((0, CLOSE), (100000, RESET), (0, SILENT), (100000, DRAIN))):
+            for what, headers, body in self.uploads():
+                with self.subTest((tls is not None, ending.__name__, begun, what)):
+                    url = self.url(scripted(HEAD, Read(begun), TOO_LARGE, ending), scripted(HEAD, OK_EMPTY), tls=tls)
+                    accepted = self.accepted
+                    request, _ = self.pool()
+                    code, response_headers, response = await request(b'POST', url, headers=headers, body=body)
+                    self.assertEqual((code, response_headers, await buffered(response), body.closed),
+                                     (b'413', ((b'content-length', b'9'),), b'too large', 1))
+                    await request(b'GET', url)
+                    self.assertEqual(self.accepted, accepted + 2)
+
+    async def test_an_answer_whose_body_comes_later_is_read_whole(self):
+        begun, content = self.hold(), bytes(range(256)) * 2000
+        request, _ = self.pool()
+        code, _, response = await request(b'POST', self.url(scripted(
+            HEAD, b'HTTP/1.1 413 X\r\ncontent-length: %d\r\n\r\n' % len(content), begun, content, SILENT)),
+            body=BodyWithoutEnd(bytes(65536)))
+        begun.set()
+        self.assertEqual(code, b'413')
+        self.assertTrue(await buffered(response) == content)
+
+    async def test_a_slow_body_is_not_sent_on_when_the_answer_is_in(self):
+        # The server reads on, as many do for a while, so that no send ever blocks, nor fails.
+        class Slow(BodyWithoutEnd):
+            async def __anext__(self):
+                if self.asked == 1:
+                    await in_thread(answered.wait)
+                if pause:
+                    await asyncio.sleep(0)
+                return await super().__anext__()
+
+        for tls, pause in itertools.product((None, tls_server()), (True, False)):
+            with self.subTest((tls is not None, pause)):
+                answered = threading.Event()
+                body = Slow(b'x' * 10, at_most=300)
+                request, _ = self.pool()
+                code, _, response = await request(b'POST', self.url(
+                    scripted(HEAD, TOO_LARGE, lambda peer, event=answered: event.set(), DRAIN), tls=tls), body=body)
+                self.assertEqual((code, await buffered(response)), (b'413', b'too large'))
+                self.assertLess(body.asked, 50)
+
+    async def test_a_body_that_waits_is_not_timed_and_is_interrupted_by_a_refusal(self):
+        class Waits(BodyWithoutEnd):
+            interrupted = False
+
+            async def __anext__(self):
+                if self.asked == 1:
+                    try:
+                        await go_on.wait()
+                    except asyncio.CancelledError:
+                        self.interrupted = True
+                        raise
+                return await super().__anext__()
+
+        answering, answered, go_on = threading.Event(), threading.Event(), asyncio.Event()
+        body = Waits(bytes(65536))
+        request, _ = self.pool(socket_timeout=0.1)
+        task = asyncio.ensure_future(request(b'POST', self.url(scripted(
+            HEAD, lambda peer: answering.wait(PATIENCE), TOO_LARGE, lambda peer: answered.set(), DRAIN)), body=body))
+        await asyncio.sleep(0.3)  # thrice the timeout
+        self.assertFalse(task.done())
+        answering.set()
+        is_heard = hasattr(asyncio.Task, 'cancelling')  # before Python 3.11 at the next piece
+        if not is_heard:
+            await in_thread(answered.wait)
+            await asyncio.sleep(0.1)
+            self.assertFalse(task.done())
+            go_on.set()
+        code, _, response = await task
+        self.assertEqual((code, await buffered(response), body.interrupted), (b'413', b'too large', is_heard))
+
+    async def test_1xx_and_half_a_head_do_not_stop_an_upload(self):
+        size = 4000000
+        content = (bytes(range(251)) * (size // 251 + 1))[:size]
+        for tls in (None, tls_server()):
+            for what, early, last in (
+                    ('102', (b'HTTP/1.1 102 Processing\r\n\r\n',), OK_EMPTY),
+                    ('100 and 103', (CONTINUE, b'HTTP/1.1 103 E\r\nlink: x\r\n\r\n'), OK_EMPTY),
+                    ('1xx in halves', (b'HTTP/1.1 1', b'02 Processing\r\n', b'\r\n'), OK_EMPTY),
+                    ('half a head', (OK_EMPTY[:12],), OK_EMPTY[12:]),
+                    ('a head but for its last byte', (OK_EMPTY[:-1],), OK_EMPTY[-1:]),
+            ):
+                with self.subTest((tls is not None, what)):
+                    record = Record()
+                    # By 100,000 bytes the client's next send blocks, or soon will.
+                    steps = itertools.chain.from_iterable((Read(100000), each) for each in early)
+                    url = self.url(scripted(HEAD, *steps, Read(size - 100000 * len(early)), last, HEAD, OK_EMPTY,
+                                            record=record), tls=tls)
+                    accepted = self.accepted
+                    request, _ = self.pool()
+                    code, _, response = await request(b'PUT', url, headers=((b'content-length', b'%d' % size),),
+                                                      body=streamed(content))
+                    self.assertEqual((code, await buffered(response)), (b'200', b''))
+                    # The answer was complete after the whole body: nothing was early about it.
+                    await request(b'GET', url)
+                    self.assertEqual(self.accepted, accepted + 1)
+                    self.assertTrue(content in record.received)
+
+    async def test_any_other_answer_in_the_middle_of_an_upload_is_an_error(self):
+        for answer, error in (
+                (b'nonsense\r\n\r\n', HttpProtocolError),
+                (b'HTTP/1.1 101 X\r\n\r\n', HttpProtocolError),
+                (OK + b'a: ' + b'x' * 70000, HttpHeaderTooLong),
+                (OK + b'a: b', HttpConnectionClosedError),
+        ):
+            with self.subTest(answer[:30]):
+                request, _ = self.pool()
+                body = BodyWithoutEnd(bytes(65536))
+                raised = await self.raises(error, request(
+                    b'POST', self.url(scripted(HEAD, answer, HALF_CLOSE, DRAIN)), body=body))
+                self.assertEqual((raised.reused, raised.answered, body.closed), (False, True, 1))
+
+    async def test_no_answer_at_all_in_the_middle_of_an_upload_is_an_error(self):
+        for ending in ((CLOSE,), (RESET,), (HALF_CLOSE, DRAIN)):
+            for what, headers, body in self.uploads():
+                with self.subTest((ending, what)):
+                    request, _ = self.pool()
+                    error = await self.raises(HttpConnectionClosedError, request(
+                        b'POST', self.url(scripted(HEAD, *ending)), headers=headers, body=body))
+                    self.assertEqual((error.reused, error.answered, body.closed), (False, False, 1))

@@ -10,29 +10,12 @@ from aiodnsresolver import TYPES, DnsRecordDoesNotExist
 
 import lowhaio
 from lowhaio import (
-    HttpBodyError,
-    HttpConnectionClosedError,
-    HttpConnectionError,
-    HttpDataTimeout,
-    HttpRedirectError,
-    HttpRequestError,
-    buffered,
-    origin,
-    redirectable,
-    replayable,
-    streamed,
-    url_with_params,
+    HttpBodyError, HttpConnectionClosedError, HttpConnectionError, HttpDataTimeout, HttpRedirectError, HttpRequestError,
+    buffered, origin, redirectable, replayable, streamed, url_with_params,
 )
 from reliability.exhaustion import Interrupted, by_task, let_go, pending, with_the_result
 from reliability.harness import (
-    OK_EMPTY,
-    PATIENCE,
-    AsyncTestCase,
-    ClientSockets,
-    client_context,
-    pieces_of,
-    refusing_port,
-    server_context,
+    OK_EMPTY, PATIENCE, AsyncTestCase, ClientSockets, client_context, pieces_of, refusing_port, server_context,
 )
 
 

@@ -105,7 +105,7 @@ class PairsTests(AsyncTestCase):
                     with self.assertRaisesRegex(HttpRequestError, f'^The {what} ' + sentence(seen)) as caught:
                         await request(b'GET', 'http://127.0.0.1:1/', **{what: given})
                     self.assertNotIn('secret', str(caught.exception))
-        with self.assertRaisesRegex(HttpRequestError, r'such as .*, got str and str, header 1 of 1$'):
+        with self.assertRaisesRegex(HttpRequestError, r'such as .*, got str and str, number 1 of 1$'):
             await request(b'GET', 'http://127.0.0.1:1/', headers={'secret': 'token'})
 
     async def test_none_is_none(self):
