@@ -11,6 +11,7 @@ import gzip
 import hashlib
 import http.cookiejar
 import importlib.util
+import inspect
 import itertools
 import json
 import logging
@@ -935,6 +936,17 @@ class LimitedTests(LayerTestCase):
         await request(b'GET', 'http://b.test/')
         for task in waiting:
             await self.raises(HttpLimitTimeout, task)
+
+    async def test_an_origin_is_remembered_only_while_something_is_under_way_to_it(self):
+        holding = Holding()
+        request = limited(holding, 100, per_origin=2)
+        for number in range(50):
+            await request(b'GET', f'http://site{number}.test/')
+        remembered = inspect.getclosurevars(request).nonlocals['slots_of']
+        self.assertEqual(len(remembered), 50)
+        for body in holding.bodies:
+            body.end()
+        self.assertEqual(remembered, {})
 
     async def test_those_that_gave_up_are_not_remembered(self):
         slots = lowhaio_layers.Slots(1)
