@@ -57,6 +57,7 @@ from lowhaio import (
     check_seconds,
     describe,
     is_async_iterable,
+    is_field_value,
     is_ip_address,
     is_token,
     pairs_of,
@@ -813,6 +814,8 @@ def digest_challenge(fields):
     It has the parameters, as latin-1, and the `count` of its uses.
     """
     for value in values(fields, b'www-authenticate'):
+        if not is_field_value(value):
+            continue  # what is in it could not be sent back
         scheme, parameters = '', {}
         for match in itertools.chain(CHALLENGE_PART.finditer(value.decode('latin-1')), (None,)):
             if match is not None and match.lastindex > 1:

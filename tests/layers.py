@@ -11,6 +11,7 @@ import gzip
 import hashlib
 import http.cookiejar
 import importlib.util
+import inspect
 import itertools
 import json
 import logging
@@ -936,6 +937,17 @@ class LimitedTests(LayerTestCase):
         for task in waiting:
             await self.raises(HttpLimitTimeout, task)
 
+    async def test_an_origin_is_remembered_only_while_something_is_under_way_to_it(self):
+        holding = Holding()
+        request = limited(holding, 100, per_origin=2)
+        for number in range(50):
+            await request(b'GET', f'http://site{number}.test/')
+        remembered = inspect.getclosurevars(request).nonlocals['slots_of']
+        self.assertEqual(len(remembered), 50)
+        for body in holding.bodies:
+            body.end()
+        self.assertEqual(remembered, {})
+
     async def test_those_that_gave_up_are_not_remembered(self):
         slots = lowhaio_layers.Slots(1)
         await slots.take(self.loop, None, None)
@@ -1367,7 +1379,8 @@ class DigestTests(LayerTestCase):
         ((b'Digest realm="r", nonce="1", qop="auth-int"',), None),
         ((b'Digest realm="r", nonce="1", qop="auth-int, AUTH"',), '1'),
         ((b'Digest realm="a, Digest nonce=x", nonce="q\\"\\\\"',), 'q"\\'),
-        ((b'Digest realm="r", nonce="1", nonce="2"',), '1'),
+        ((b'Digest realm="r", nonce="1", nonce="2"',), '1'), ((b'Digest\trealm="r",\tnonce="1"',), '1'),
+        ((b'Digest realm="r\x01", nonce="1"',), None), ((b'Digest realm="\x7f", nonce="1"', CHALLENGE), 'n'),
         ((b'Digest realm="r, nonce="1',), None), ((b'"' * 10000,), None), ((b'Digest ' + b'a="\\' * 10000,), None),
         ((b'Digest ' + b' ' * 100000 + b'\x80',), None), ((b'a=' * 50000,), None),
     )
@@ -2638,6 +2651,40 @@ class OrderTests(LayerTestCase):
 
 
 class AllAtOnceTests(LayerTestCase):
+
+    async def test_no_header_is_injected_through_a_redirect_or_a_cookie_or_a_challenge(self):
+        url = f'http://a.test:{self.site()}'
+        bare, _ = self.pool()
+        for location, target in ((b'/x%0d%0aevil:%20y', b'/x%0d%0aevil:%20y'), (b'/x\x0b', None),
+                                 (b'/x\x01evil: y', None),
+                                 (b'//evil\x7f.test/', None), ('/\u010d\u010a'.encode(), b'/%C4%8D%C4%8A')):
+            with self.subTest(location):
+                del self.seen[:]
+                layers = all_layers(url)
+                request = with_layers(bare, layers, list(layers))
+                self.answers = [redirect(b'302', location, b'set-cookie: a=b\x0bevil: y')]
+                if target is None:
+                    await self.raises(HttpRedirectError, request(b'GET', url))
+                else:
+                    await request(b'GET', url)
+                    self.assertEqual(self.seen[-1][1], target)
+                for _, _, fields, _ in self.seen:
+                    self.assertNotIn(b'evil', [name for name, _ in fields])
+                    self.assertNotIn(b'cookie', [name for name, _ in fields])
+
+    async def test_readers_read_what_was_decompressed(self):
+        text = b''.join(b'data: %d\n\n' % number for number in range(1000))
+        for reader, seen in ((lines, lambda line: line), (server_sent_events, lambda event: event.data)):
+            data = gzipped(text)
+            self.answers = [OK + b'content-encoding: gzip\r\ncontent-length: %d\r\n\r\n' % len(data) + data]
+            request, _ = self.pool()
+            _, _, body = await decompressed(request)(b'GET', f'http://a.test:{self.site()}/')
+            done = []
+            body = reader(body)
+            body.when_done(lambda: done.append(True))  # noqa: B023
+            found = [seen(each) async for each in body]
+            self.assertEqual((len(found), found[0], done), (
+                2000 if reader is lines else 1000, b'data: 0' if reader is lines else '0', [True]))
 
     async def test_an_error_is_no_part_of_a_cycle(self):
         def request_that(*outcomes):
