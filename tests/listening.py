@@ -79,7 +79,7 @@ LENGTH = ((b'content-length', b'100'),)
 
 
 class Waiting:
-    """A body's function: the body gives `before`, awaits `first()`, sets `asked`, awaits `wait(seen)`, and gives `after`
+    """A body's function: it gives `before`, awaits `first()`, sets `asked`, awaits `wait(seen)`, and gives `after`
 
     `seen` is what it saw: the class of each exception, and at last 'closed'.
     """
