@@ -189,18 +189,19 @@ class ListeningTestCase(AsyncTestCase):
         self.assertEqual(self.sockets.count_open(), 0)
         self.assertEqual(current_task().cancelling(), 0)
 
-    def posting(self, body, headers=(), **kwargs):
-        """(connections, task) of a POST on a HeardConnection"""
+    async def waiting(self, body, headers=(), is_read=True, **kwargs):
+        """(connection, task) of a POST on a HeardConnection, once its body waits: of `post`, or of `request` alone"""
         async def connect(*endpoint):
             made.append(HeardConnection(endpoint, ()))
             return made[-1]
 
         made = []
-        return made, self.loop.create_task(self.post('http://h/', body, headers, connect=connect, **kwargs))
-
-    async def waiting(self, body, headers=(), **kwargs):
-        """(connection, task) of such a POST, whose body waits"""
-        made, task = self.posting(body, headers, **kwargs)
+        if is_read:
+            posting = self.post('http://h/', body, headers, connect=connect, **kwargs)
+        else:
+            request, _ = self.pool(connect=connect, **kwargs)
+            posting = request(b'POST', 'http://h/', headers=headers, body=body)
+        task = self.loop.create_task(posting)
         while not body.asked.is_set():
             await asyncio.sleep(0)
         await turns()
@@ -443,20 +444,9 @@ class WhatComesTests(ListeningTestCase):
             for cut in (None, -1):
                 with self.subTest((rest, cut)):
                     wire = b'HTTP/1.1 401 No\r\ntransfer-encoding: chunked\r\n\r\n' + rest
-                    connections = []
-
-                    async def connect(*endpoint, connections=connections):
-                        connections.append(HeardConnection(endpoint, ()))
-                        return connections[-1]
-
                     body = Waiting()
-                    request, _ = self.pool(connect=connect)
-                    task = self.loop.create_task(request(b'POST', 'http://h/', body=body))
-                    while not body.asked.is_set():
-                        await asyncio.sleep(0)
-                    await turns()
-                    connections[0].comes(*(piece for piece in (wire[:cut], wire[cut:] if cut else b'', b'') if piece),
-                                         b'')
+                    connection, task = await self.waiting(body, is_read=False)
+                    connection.comes(*[wire[:cut], wire[cut:]] if cut else [wire], b'')
                     code, headers, answer = await task
                     self.assertEqual((code, len(headers), body.seen), (b'401', 1, INTERRUPTED))
                     await self.assert_good_before_error(answer, b'hello', error)
@@ -562,28 +552,18 @@ class EarlySuccessTests(ListeningTestCase):
             for cut in (len(answer), len(answer) - len(good), len(answer) - 1):
                 with self.subTest((answer, cut)):
                     body = Waiting()
-                    made, task = [], None
-
-                    async def connect(*endpoint, made=made):
-                        made.append(HeardConnection(endpoint, ()))
-                        return made[-1]
-
-                    request, _ = self.pool(connect=connect)
-                    task = self.loop.create_task(request(b'POST', 'http://h/', body=body))
-                    while not body.asked.is_set():
-                        await asyncio.sleep(0)
-                    await turns()
-                    made[0].comes(answer[:cut])
+                    connection, task = await self.waiting(body, is_read=False)
+                    connection.comes(answer[:cut])
                     await turns()
                     self.assertEqual(body.seen, [])
-                    made[0].comes(*([answer[cut:]] if answer[cut:] else []), ConnectionResetError('reset'))
+                    connection.comes(*([answer[cut:]] if answer[cut:] else []), ConnectionResetError('reset'))
                     code, _, got = await task
                     self.assertEqual((code, got.sent_all, body.seen), (b'200', False, INTERRUPTED))
                     if good:
                         self.assertEqual(await got.__anext__(), good)
                     error = await self.raises(HttpConnectionClosedError, got.__anext__())
                     self.assertTrue(error.answered)
-                    self.assertTrue(made[0].is_closed)
+                    self.assertTrue(connection.is_closed)
 
     @if_heard
     async def test_of_a_long_answer_no_more_is_held_and_nobody_is_called_again_and_again(self):
@@ -785,6 +765,7 @@ class WhatTheBodyAwaitsTests(ListeningTestCase):
                 await self.assert_cancelled(*waits)
 
     @unittest.skipUnless(hasattr(asyncio, 'eager_task_factory'), 'eager tasks came with Python 3.12')
+    @unittest.skipIf(USE_UVLOOP, 'uvloop passes arguments that the factory of Python 3.12 and 3.13 does not take')
     async def test_so_it_is_in_eager_tasks(self):
         self.loop.set_task_factory(asyncio.eager_task_factory)
         try:
@@ -1090,7 +1071,7 @@ class CancellationTests(ListeningTestCase):
                             (cancels_its_own_task, asyncio.CancelledError)):
             with self.subTest(wait.__name__):
                 body = Waiting(wait)
-                _, task = self.posting(body)
+                _, task = await self.waiting(body)
                 end = await self.end_of(task)
                 self.assertIs(end if isinstance(end, type) else type(end), error)
                 self.assertEqual(body.seen, [error, 'closed'])
@@ -1402,20 +1383,12 @@ class LeftTests(ListeningTestCase):
                     ('the end', for_ever, b'', False), ('a reset', for_ever, ConnectionResetError, False),
                     ('garbage', for_ever, b'220 smtp\r\n', False)) if IS_HEARD else ())):
             with self.subTest(what):
-                made, body = [], Waiting(wait)
-
-                async def connect(*endpoint, made=made):
-                    made.append(HeardConnection(endpoint, ()))
-                    return made[-1]
-
-                request, _ = self.pool(connect=connect)
-                task = self.loop.create_task(request(b'POST', 'http://h/', body=body))
-                while not body.asked.is_set():
-                    await asyncio.sleep(0)
+                body = Waiting(wait)
+                connection, task = await self.waiting(body, is_read=False)
                 if what.startswith('cancelled'):
                     task.cancel()
                 if came is not None:
-                    made[0].comes(came('reset') if isinstance(came, type) else came)
+                    connection.comes(came('reset') if isinstance(came, type) else came)
                 if what.endswith('cancelled'):
                     await turns()
                     task.cancel()
@@ -1423,7 +1396,7 @@ class LeftTests(ListeningTestCase):
                 self.assertTrue(task.done())
                 self.assertEqual(task.cancelled(), is_cancelled)
                 self.assertTrue(is_cancelled or task.exception())
-                del task, body, request, made, connect, came
+                del task, body, connection
                 self._pools.clear()
                 await asyncio.sleep(LOOKED_AGAIN)
                 self.assertEqual(self.cycles(), [])
@@ -1645,28 +1618,20 @@ class GoodBeforeFaultTests(ListeningTestCase):
     @if_heard
     async def test_where_it_comes_early_while_the_body_of_the_request_waits(self):
         """Held until the end of the upload, where that is not the end of the connection"""
-        async def connect(*endpoint):
-            made.append(HeardConnection(endpoint, ()))
-            return made[-1]
-
         for what, wire, close, good, error in faults():
             with self.subTest((what, close)):
                 for pieces in itertools.islice(cuts(wire), 0, None, 5):
                     pieces += [] if close is None else [type(close)(*close.args) if close else close]
-                    made, go_on = [], self.loop.create_future()
+                    go_on = self.loop.create_future()
                     body = Waiting(lambda seen, go_on=go_on: go_on)
-                    request, _ = self.pool(connect=connect, max_header_length=LIMIT)
-                    task = self.loop.create_task(request(b'POST', 'http://h/', body=body))
-                    while not body.asked.is_set():
-                        await asyncio.sleep(0)
-                    await turns()
-                    made[0].comes(*pieces)
+                    connection, task = await self.waiting(body, is_read=False, max_header_length=LIMIT)
+                    connection.comes(*pieces)
                     await turns()
                     self.assertEqual(body.seen, [] if close is None else INTERRUPTED)
                     if close is None:
                         go_on.set_result(None)
                     await self.assert_good_first(task, wire, good, error, close is None)
-                    self.assertTrue(made[0].is_closed)
+                    self.assertTrue(connection.is_closed)
                     self._pools.clear()
 
 
