@@ -43,6 +43,7 @@ from reliability.harness import (
     OK,
     OK_EMPTY,
     PATIENCE,
+    SMALL_SEND_BUFFER,
     USE_UVLOOP,
     AsyncTestCase,
     ClientSockets,
@@ -169,6 +170,10 @@ class ListeningTestCase(AsyncTestCase):
                 peer.read_to_close()
 
         return '{}://127.0.0.1:{}/'.format('https' if tls else 'http', self.serve(script, tls=tls))
+
+    def shrink_receive_buffer(self):
+        """Of connections that the last server will accept: what it does not read soon blocks the client"""
+        self._listeners[-1].setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
 
     async def post(self, url, body, headers=(), method=b'POST', **kwargs):
         """(code, content, sent_all) of the answer, or (class, answered) of the error"""
@@ -409,6 +414,29 @@ class WhatComesTests(ListeningTestCase):
                 self.assertEqual(error, HttpProtocolError if what == 'garbage' else HttpConnectionClosedError)
                 self.assertEqual(body.seen, ['closed'])
 
+    async def test_what_the_body_gave_is_on_its_way_while_it_waits(self):
+        """Also what TLS has taken, but the socket has not yet: the body may wait for what the server makes of it"""
+        for tls in (None, tls_server()):
+            with self.subTest(tls is not None):
+                begun, there = threading.Event(), threading.Event()
+                begun.set()
+
+                async def wait(seen, there=there):
+                    seen.append(await in_thread(there.wait, PATIENCE / 3))
+
+                def read(peer, there=there):
+                    time.sleep(0.1)  # the client is blocked meanwhile
+                    peer.read(60000)
+                    there.set()
+                    peer.read_until(b'0\r\n\r\n')
+
+                self.sockets = ClientSockets(SMALL_SEND_BUFFER)
+                body = Waiting(wait, before=(bytes(60000),))
+                url = self.play(begun, read, EARLY, tls=tls)
+                self.shrink_receive_buffer()
+                self.assertEqual(await self.post(url, body), (b'200', b'early', True))
+                self.assertEqual(body.seen, [True, 'closed'])
+
     @if_heard
     async def test_it_is_sent_again_on_a_fresh_connection_where_that_may_be(self):
         """The server closed a connection that it had used before, while the body waited; and then it refuses"""
@@ -564,6 +592,26 @@ class EarlySuccessTests(ListeningTestCase):
                     error = await self.raises(HttpConnectionClosedError, got.__anext__())
                     self.assertTrue(error.answered)
                     self.assertTrue(connection.is_closed)
+
+    async def test_of_a_long_answer_that_is_held_the_upload_goes_on_to_its_end(self):
+        """Where the last of it waits in TLS: by then as much of the answer is held as may be"""
+        for tls in (None, tls_server()):
+            for headers in (((b'content-length', b'60000'),), ()):
+                with self.subTest((tls is not None, headers)):
+                    def script(peer):
+                        peer.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4000000)
+                        peer.read_head()
+                        peer.send(OK + b'content-length: 300000\r\n\r\n' + bytes(300000))
+                        time.sleep(0.2)  # the client is blocked meanwhile
+                        peer.read_to_close()
+
+                    self.sockets = ClientSockets(SMALL_SEND_BUFFER)
+                    url = '{}://127.0.0.1:{}/'.format('https' if tls else 'http', self.serve(script, tls=tls))
+                    self.shrink_receive_buffer()
+                    task = self.loop.create_task(self.post(url, pieces_of(bytes(60000)), headers))
+                    await asyncio.wait([task], timeout=PATIENCE / 3)
+                    task.cancel()
+                    self.assertEqual(await self.end_of(task), (b'200', bytes(300000), True))
 
     @if_heard
     async def test_of_a_long_answer_no_more_is_held_and_nobody_is_called_again_and_again(self):
