@@ -663,6 +663,7 @@ class Upload:
             except HttpError as error:
                 raise body_error(error) from error
             if self.is_interrupted:
+                self.is_over = False  # what is missing of the message was not sent
                 return []
             try:
                 piece = self._piece = piece if type(piece) is bytes else memoryview(piece).cast('B') or b''
@@ -1677,6 +1678,8 @@ async def tls_connection(inner, context, host, recv_bufsize, seconds):
         return inner.wait(not has_failed() and (is_blocked() or sending and not is_starved), seconds, *receiving)
 
     def has_unsent():
+        with contextlib.suppress(OSError):  # which whoever receives, or sends, is told of
+            flush()
         return is_blocked() or inner.has_unsent()
 
     def poll():
@@ -1917,8 +1920,9 @@ def interruptible(connection, upload, reader):
     # Before Python 3.11 the caller's own cancellation could not be told from this one.
     task = asyncio.current_task() if hasattr(asyncio.Task, 'cancelling') else None
     if not hasattr(task, '_fut_waiter'):
-        return upload.next_parts
+        return upload.next_parts, functools.partial(connection.watch, None)
     loop = connection.loop
+    later = None  # looks at a cancellation by others again
     cancelling = None  # of the task, by others, when the body was asked; None while it is not
 
     def on_event(is_time):
@@ -1937,11 +1941,12 @@ def interruptible(connection, upload, reader):
         return reader.failure is not None or reader.ends_sending()
 
     def interrupt(itself):
-        waiter = task._fut_waiter
+        nonlocal later
         if cancelling is None:
             return
+        waiter = task._fut_waiter
         if task.cancelling() > cancelling:  # which a timeout of the body's own takes back
-            loop.call_later(0.1, itself, itself)
+            later = loop.call_later(0.1, itself, itself)
         elif waiter is None or waiter.done():  # the task runs next
             loop.call_soon(itself, itself)
         else:
@@ -1960,8 +1965,15 @@ def interruptible(connection, upload, reader):
         finally:
             cancelling = None
 
+    def stop():
+        nonlocal task
+        connection.watch(None)
+        if later is not None:
+            later.cancel()
+        task = None  # which may end with an error, that refers to the frames here
+
     connection.watch(on_event)
-    return next_parts
+    return next_parts, stop
 
 
 def hear(connection, reader):
@@ -1991,18 +2003,18 @@ async def exchange(connection, message, upload, part, parts, limits):
 
     Raises HttpDataError, and what the caller's body raises.
     """
-    reader = None
+    reader = stop = None
     at = 0  # as far as that the part was sent
     has_more = upload is not None and not upload.is_over
     is_expecting, ends_at = message.expects, None
     is_asking, is_blocked, send_error = False, False, None
     if has_more:
         reader = new_reader(limits)
-        next_parts = interruptible(connection, upload, reader)
+        next_parts, stop = interruptible(connection, upload, reader)
     try:
         while True:
-            is_blocked = False
-            if not part and has_more and not is_expecting:
+            is_blocked = upload is not None and not part and connection.has_unsent()  # TLS has taken it, at most
+            if not part and has_more and not is_expecting and not is_blocked:
                 is_asking = True  # here alone the caller's code is waited for
                 part, *parts = await next_parts() or (b'',)
                 is_asking, has_more = False, not upload.is_over  # what came meanwhile is heard before more is sent
@@ -2058,8 +2070,8 @@ async def exchange(connection, message, upload, part, parts, limits):
             raise
         raise exchange_error(error, send_error, is_blocked) from (send_error or error)
     finally:
-        if upload is not None:
-            connection.watch(None)
+        if stop is not None:
+            stop()
 
 
 def new_reader(limits):

@@ -487,7 +487,7 @@ class WhatComesTests(ListeningTestCase):
         self.assertEqual((got, type(caught.exception)), (good, error))
 
 
-class EarlySuccessTests(ListeningTestCase):
+class EarlySuccessWhileWaitingTests(ListeningTestCase):
     """An early 2xx leaves the body alone, whatever it waits for, unless the connection ends"""
 
     def early(self, *steps, answer=EARLY):
@@ -1099,7 +1099,7 @@ class CleanUpTests(ListeningTestCase):
 # -------- The caller's own cancellation
 
 
-class CancellationTests(ListeningTestCase):
+class ListeningCancellationTests(ListeningTestCase):
 
     async def test_what_the_body_raises_of_its_own_passes(self):
         async def raises(seen):
