@@ -28,7 +28,7 @@ import weakref
 
 try:
     import contextvars
-except ImportError:  # Python 3.6
+except ImportError:  # pragma: no cover -- Python 3.6 alone, and there it is tested
     contextvars = None
 
 from aiodnsresolver import TYPES, DnsRecordDoesNotExist, Resolver

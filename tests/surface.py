@@ -387,6 +387,10 @@ class WhenDoneTests(AsyncTestCase):
         self.assertEqual([repr(each['exception']) for each in errors],
                          [repr(ZeroDivisionError('of a callback'))] * 2)
 
+    def test_without_a_loop_what_one_raises_passes(self):
+        with self.assertRaises(ZeroDivisionError):
+            ResponseBody(b'', None, False, True).when_done(lambda: 1 // 0)
+
     async def test_what_is_no_function_is_refused(self):
         body, _ = await self.halted()
         with self.assertRaisesRegex(TypeError, 'callback must be a function without arguments, got NoneType'):
