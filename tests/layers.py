@@ -186,6 +186,16 @@ def with_facts(error, **facts):
     return error
 
 
+def halts(peer):
+    peer.send(OK + b'content-length: 5\r\nx: secret\r\n\r\nhe')
+    peer.read_to_close()
+
+
+def breaks_off(peer):
+    peer.send(OK + b'content-length: 5\r\nx: secret\r\n\r\nhe')
+    peer.abort()
+
+
 class LayerTestCase(RedirectTestCase):
 
     def fields(self, index=-1):
@@ -869,14 +879,6 @@ class LimitedTests(LayerTestCase):
         self.assertEqual(len(holding.bodies), 5)
 
     async def test_a_slot_is_free_again_however_a_response_ends(self):
-        def halts(peer):
-            peer.send(OK + b'content-length: 5\r\n\r\nhe')
-            peer.read_to_close()
-
-        def breaks_off(peer):
-            peer.send(OK + b'content-length: 5\r\n\r\nhe')
-            peer.abort()
-
         whole = OK + b'content-length: 5\r\n\r\nhello'
         request, _ = self.pool()
         request = limited(request, 1, per_origin=1, timeout=PATIENCE)
@@ -1645,14 +1647,6 @@ class LoggedTests(LayerTestCase):
         return record
 
     async def test_one_record_for_each_request_however_it_ends(self):
-        def halts(peer):
-            peer.send(OK + b'content-length: 5\r\nx: secret\r\n\r\nhe')
-            peer.read_to_close()
-
-        def breaks_off(peer):
-            peer.send(OK + b'content-length: 5\r\n\r\nhe')
-            peer.abort()
-
         whole = OK + b'content-length: 5\r\n\r\nhello'
         request, _ = self.pool()
         request = logged(request, self.logger)

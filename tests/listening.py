@@ -3,7 +3,6 @@ import asyncio
 import contextlib
 import fcntl
 import functools
-import gc
 import itertools
 import os
 import queue
@@ -57,6 +56,7 @@ from reliability.harness import (
     tls_server,
     turns,
 )
+from tests.peers import WithoutCollector
 
 try:
     import anyio
@@ -113,6 +113,13 @@ class Waiting:
 async def for_ever(seen):
     await asyncio.sleep(PATIENCE)
     raise AssertionError('what the body awaited was not cancelled')
+
+
+async def for_ever_and_after(seen):
+    try:
+        await for_ever(seen)
+    finally:
+        await for_ever(seen)
 
 
 INTERRUPTED = [asyncio.CancelledError, 'closed']
@@ -1294,13 +1301,7 @@ class ListeningCancellationTests(ListeningTestCase):
     async def test_wait_for_bounds_the_whole(self):
         for steps in ((), (REFUSAL,)):
             with self.subTest(steps):
-                async def wait(seen):
-                    try:
-                        await for_ever(seen)
-                    finally:
-                        await for_ever(seen)
-
-                body = Waiting(wait if steps and IS_HEARD else for_ever)
+                body = Waiting(for_ever_and_after if steps and IS_HEARD else for_ever)
                 with self.assertRaises(asyncio.TimeoutError):
                     await asyncio.wait_for(self.post(self.play(body.asked, *steps if IS_HEARD else ()), body), 0.1)
                 await turns()  # before Python 3.7 wait_for does not wait for what it cancels
@@ -1308,13 +1309,7 @@ class ListeningCancellationTests(ListeningTestCase):
 
     @if_timeout
     async def test_a_timeout_of_asyncio_bounds_the_whole(self):
-        async def wait(seen):
-            try:
-                await for_ever(seen)
-            finally:
-                await for_ever(seen)
-
-        for steps, waits in (((), for_ever), ((REFUSAL,), wait)):
+        for steps, waits in (((), for_ever), ((REFUSAL,), for_ever_and_after)):
             with self.subTest(steps):
                 body = Waiting(waits)
                 with self.assertRaises(TimeoutError):
@@ -1325,13 +1320,7 @@ class ListeningCancellationTests(ListeningTestCase):
     @if_heard
     @unittest.skipUnless(anyio, 'anyio is not installed')
     async def test_so_does_a_scope_of_anyio_around_it(self):
-        async def wait(seen):
-            try:
-                await for_ever(seen)
-            finally:
-                await for_ever(seen)
-
-        for steps, waits in (((), for_ever), ((REFUSAL,), wait)):
+        for steps, waits in (((), for_ever), ((REFUSAL,), for_ever_and_after)):
             with self.subTest(steps):
                 body = Waiting(waits)
                 with anyio.move_on_after(0.1) as scope:
@@ -1361,26 +1350,13 @@ class ListeningCancellationTests(ListeningTestCase):
 # -------- What is left
 
 
-class LeftTests(ListeningTestCase):
+class LeftTests(WithoutCollector, ListeningTestCase):
     """The end of each test looks for tasks, timers, readers and descriptors; here the garbage collector is off"""
-
-    def setUp(self):
-        super().setUp()
-        gc.collect()
-        gc.disable()
-        self.addCleanup(gc.enable)
 
     def cycles(self):
         """What only the collector could free: errors, and what is of lowhaio's code"""
-        gc.set_debug(gc.DEBUG_SAVEALL)
-        try:
-            gc.collect()
-            return [repr(thing)[:200] for thing in gc.garbage if isinstance(
-                thing, (HttpError, asyncio.CancelledError, socket.socket, ssl.SSLObject)) or self.is_ours(thing)]
-        finally:
-            gc.set_debug(0)
-            gc.garbage.clear()
-            gc.collect()
+        return self.garbage(lambda thing: repr(thing)[:200] if isinstance(
+            thing, (HttpError, asyncio.CancelledError, socket.socket, ssl.SSLObject)) or self.is_ours(thing) else None)
 
     @staticmethod
     def is_ours(thing):

@@ -25,7 +25,9 @@ from reliability.harness import (
     refusing_port, server_context, turns,
 )
 from tests.name_servers import FakeNames
-from tests.peers import MUCH, ExchangeTestCase, answering, halting, reply_after_body, reply_of, until_closed
+from tests.peers import (
+    MUCH, ExchangeTestCase, WithoutCollector, answering, halting, reply_after_body, reply_of, until_closed,
+)
 
 
 class OwnershipTests(ExchangeTestCase):
@@ -205,26 +207,12 @@ class OwnershipTests(ExchangeTestCase):
         thread.join(TEST_SECONDS)
 
 
-class CycleTests(ExchangeTestCase):
+class CycleTests(WithoutCollector, ExchangeTestCase):
     """With the garbage collector off: what is done with is freed by counting references, or it is in a cycle"""
-
-    def setUp(self):
-        super().setUp()
-        gc.collect()
-        gc.disable()
-        self.addCleanup(gc.enable)
 
     def cycles(self):
         """What of lowhaio, and which sockets, only the collector could free"""
-        gc.set_debug(gc.DEBUG_SAVEALL)
-        try:
-            gc.collect()
-            found = [name for name in map(self.ours, gc.garbage) if name]
-        finally:
-            gc.set_debug(0)
-            gc.garbage.clear()
-        gc.collect()
-        return collections.Counter(found)
+        return collections.Counter(self.garbage(self.ours))
 
     @staticmethod
     def ours(thing):

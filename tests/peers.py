@@ -1,5 +1,6 @@
 """What peers answer, the scripts by which they do, and the test cases that ask them"""
 import asyncio
+import gc
 import itertools
 import threading
 import time
@@ -122,6 +123,27 @@ def connect_slowly(until=None):
         await asyncio.sleep(0.05)
         return connection
     return connect
+
+
+class WithoutCollector:
+    """A TestCase whose garbage collector is off"""
+
+    def setUp(self):
+        super().setUp()
+        gc.collect()
+        gc.disable()
+        self.addCleanup(gc.enable)
+
+    def garbage(self, name_of):
+        """The names, where there are any, of what only the collector could free"""
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        try:
+            gc.collect()
+            return [name for name in map(name_of, gc.garbage) if name]
+        finally:
+            gc.set_debug(0)
+            gc.garbage.clear()
+            gc.collect()
 
 
 class ExchangeTestCase(AsyncTestCase):

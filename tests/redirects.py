@@ -17,6 +17,7 @@ from reliability.exhaustion import Interrupted, by_task, let_go, pending, with_t
 from reliability.harness import (
     OK_EMPTY, PATIENCE, AsyncTestCase, ClientSockets, client_context, pieces_of, refusing_port, server_context,
 )
+from tests.bodies import BodyWithoutAclose
 
 
 def redirect(code, location, *fields, body=b''):
@@ -383,20 +384,12 @@ class Again:
         return pieces_of(b'he', b'llo')
 
 
-class Once:
-    """A body that is its own iterator, without `aclose`, of which `content_length` may be said"""
+class Once(BodyWithoutAclose):
+    """A body that is its own iterator, of which `content_length` may be said"""
 
     def __init__(self, **attributes):
-        self.pieces = [b'he', b'llo']
+        super().__init__(b'he', b'llo')
         vars(self).update(attributes)
-
-    def __aiter__(self):
-        return self
-
-    async def __anext__(self):
-        if not self.pieces:
-            raise StopAsyncIteration
-        return self.pieces.pop(0)
 
 
 class Begun(Once):

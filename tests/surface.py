@@ -34,6 +34,7 @@ from reliability.harness import (
     pieces_of,
     server_context,
 )
+from tests.peers import ExchangeTestCase
 
 try:
     import contextvars
@@ -244,16 +245,7 @@ class TwoThreadsTests(AsyncTestCase):
             'The pool belongs to another event loop, which is still running', b'hello'])
 
 
-class WhenDoneTests(AsyncTestCase):
-
-    def setUp(self):
-        super().setUp()
-        self.events = []
-
-    def tearDown(self):
-        for event in self.events:
-            event.set()
-        super().tearDown()
+class WhenDoneTests(ExchangeTestCase):
 
     async def halted(self, rest=b'', **kwargs):
         """A body of which 3 of 6 bytes have come, an event after which the server sends `rest`, or closes"""
@@ -265,8 +257,7 @@ class WhenDoneTests(AsyncTestCase):
                 peer.send(rest)
                 peer.read_to_close()
 
-        going_on = threading.Event()
-        self.events.append(going_on)
+        going_on = self.hold()
         request, _ = self.pool(**kwargs)
         _, _, body = await request(b'GET', f'http://127.0.0.1:{self.serve(script)}/')
         return body, going_on

@@ -1,7 +1,5 @@
 """`connect_timeout` and `socket_timeout`, of a pool and of one request; float('inf') is no limit"""
 import asyncio
-import contextlib
-import socket
 import threading
 import time
 
@@ -14,25 +12,13 @@ from lowhaio import (
     buffered,
     streamed,
 )
-from reliability.harness import OK, OK_EMPTY, PATIENCE, USE_UVLOOP, AsyncTestCase, client_context, pieces_of
+from reliability.harness import (
+    OK, OK_EMPTY, PATIENCE, USE_UVLOOP, AsyncTestCase, client_context, full_backlog, pieces_of,
+)
 
 INF = float('inf')
 NAN = float('nan')
 SHORT = 0.2
-
-
-@contextlib.contextmanager
-def full_backlog():
-    """The port of a listener that takes no more connections: a further SYN is dropped"""
-    with contextlib.ExitStack() as stack:
-        listener = stack.enter_context(socket.socket())
-        listener.bind(('127.0.0.1', 0))
-        listener.listen(0)
-        for _ in range(2):
-            sock = stack.enter_context(socket.socket())
-            sock.setblocking(False)
-            sock.connect_ex(listener.getsockname())
-        yield listener.getsockname()[1]
 
 
 class TimeoutsTests(AsyncTestCase):
