@@ -33,6 +33,8 @@ from aiodnsresolver import (
     DnsResponseCode, Resolver,
 )
 
+from lowhaio import remember
+
 __all__ = ('get_dns_resolver_default', 'system_resolver', 'OrderedAddress')
 
 HOSTS, RESOLV_CONF, NSSWITCH_CONF = '/etc/hosts', '/etc/resolv.conf', '/etc/nsswitch.conf'
@@ -54,8 +56,6 @@ TTL = 5
 BUSY_TTL = 1
 # Seconds for which the system alone is asked, after the name servers were deaf and the system was not.
 SYSTEM_ALONE = 60
-# Names of which it is remembered what was said.
-MAX_REMEMBERED = 1024
 MAX_NAME = 253  # letters, without a dot at its end. RFC 1035 §2.3.4
 
 OUT_OF_FILES = (errno.EMFILE, errno.ENFILE)
@@ -96,14 +96,6 @@ FAILED = 'failed'
 EXHAUSTED = 'exhausted'    # of descriptors
 BUSY = 'busy'
 ANSWERS = (FOUND, NO_NAME, NO_RECORD)
-
-
-def remember(cache, key, value):
-    """Puts it in as the newest; beyond MAX_REMEMBERED the oldest is forgotten"""
-    cache.pop(key, None)
-    cache[key] = value
-    if len(cache) > MAX_REMEMBERED:
-        del cache[next(iter(cache))]
 
 
 def unique(addresses):

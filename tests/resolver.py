@@ -30,6 +30,7 @@ from unittest import mock
 
 from aiodnsresolver import TYPES, DnsError, DnsNoMatchingAnswers, DnsRecordDoesNotExist
 
+import lowhaio
 import lowhaio_names
 from lowhaio import HttpDnsError, Pool, buffered
 from lowhaio_names import OrderedAddress, get_dns_resolver_default, system_resolver
@@ -262,8 +263,8 @@ class ResolverTestCase(AsyncTestCase):
     def started(self, **kwargs):
         return self.scene(**kwargs).start()
 
-    def constant(self, name, value):
-        patch = mock.patch.object(lowhaio_names, name, value)
+    def constant(self, name, value, module=lowhaio_names):
+        patch = mock.patch.object(module, name, value)
         patch.start()
         self.addCleanup(patch.stop)
 
@@ -836,7 +837,7 @@ class NameServerTests(QuickTestCase):
         self.assertEqual(scene.server.asked, [])
 
     async def test_nothing_is_kept_that_grows_or_ticks(self):
-        self.constant('MAX_REMEMBERED', 16)
+        self.constant('MAX_REMEMBERED', 16, lowhaio)
         self.constant('MAX_THREADS', 100)
         scene = self.started(dns=lambda query: (found('127.0.0.2', ttl=3600) if query.name < 'n3' else SERVFAIL)(query))
         before = self._readers_and_timers()
