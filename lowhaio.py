@@ -97,11 +97,16 @@ def check_count(name, count, least):
         raise ValueError(f'{name} must be {least} or more, got {count}')
 
 
-def check_function(name, function, what):
-    """Raises TypeError if it cannot be called, or is a coroutine function where a plain one is wanted"""
+def check_callable(name, function, what):
+    """Raises TypeError if it cannot be called"""
     if not callable(function):
         raise TypeError(f'{name} must be a function {what}, got {type(function).__name__}')
-    if name != 'connect' and inspect.iscoroutinefunction(function):
+
+
+def check_function(name, function, what):
+    """Raises TypeError if it is no plain function, but a coroutine function, or nothing that can be called"""
+    check_callable(name, function, what)
+    if inspect.iscoroutinefunction(function):
         raise TypeError(f'{name} must be a plain function {what}, got a coroutine function')
 
 
@@ -1801,6 +1806,18 @@ def get_ssl_context_default():
     return context
 
 
+def checked_context(get_ssl_context):
+    """A function that calls it once, and gives its ssl.SSLContext; raises HttpTlsError for anything else"""
+    @functools.lru_cache(1)
+    def ssl_context():
+        context = get_ssl_context()
+        if not isinstance(context, ssl.SSLContext):
+            raise HttpTlsError(f'get_ssl_context must return an ssl.SSLContext, got {type(context).__name__}')
+        return context
+
+    return ssl_context
+
+
 def set_sock_options_default(sock):
     """No delay; and a peer that has vanished is noticed in about 30 seconds, where the OS can"""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -2330,21 +2347,15 @@ def Pool(
     check_limits(pool_limits)
     check_function('get_dns_resolver', get_dns_resolver, 'that returns (resolve, clear_cache)')
     check_function('get_ssl_context', get_ssl_context, 'that returns an ssl.SSLContext')
-    check_function('connect', connect, 'like connect_directly')
+    check_callable('connect', connect, 'like connect_directly')
     check_function('set_sock_options', set_sock_options, 'of a socket')
     owner = _Owner()
     loop = pid = None
     moving = threading.Lock()  # never waited for: after a fork it may be held for good
     look_up = close_names = open_connection = None  # in this loop
+    ssl_context = checked_context(get_ssl_context)
     composed, forget = composer()
     keep, take, drop = idle_connections(max_idle)
-
-    @functools.lru_cache(1)
-    def ssl_context():
-        context = get_ssl_context()
-        if not isinstance(context, ssl.SSLContext):
-            raise HttpTlsError(f'get_ssl_context must return an ssl.SSLContext, got {type(context).__name__}')
-        return context
 
     async def request(method, url, params=(), headers=(), body=None, *, connect_timeout=None, socket_timeout=None):
         """(code, headers, body) of the response: bytes, a tuple of pairs of bytes, an async iterator of bytes
@@ -2525,15 +2536,12 @@ def redirectable(request, max_redirects=20, dropped=(), downgrade=False, on_redi
     a redirect an HttpConnectionError is raised as HttpRedirectError too, since the caller's request was sent, and
     answered. A body is sent again where the method stays; one that can be played once, and was begun, is an error.
     """
-    if not isinstance(max_redirects, int) or isinstance(max_redirects, bool):
-        raise TypeError(f'max_redirects must be an int, got {max_redirects!r:.100}')
-    if max_redirects < 0:
-        raise ValueError(f'max_redirects must be 0 or more, got {max_redirects}')
+    check_count('max_redirects', max_redirects, 0)
     names = tuple(dropped)
     if not all(isinstance(name, bytes) and is_token(name) for name in names):
         raise TypeError(f'dropped must be names of headers as bytes, such as (b\'x-api-key\',), got {dropped!r:.100}')
-    if on_redirect is not None and not callable(on_redirect):
-        raise TypeError(f'on_redirect must be a function of the code and the url, got {on_redirect!r:.100}')
+    if on_redirect is not None:
+        check_callable('on_redirect', on_redirect, 'of the code and the url')
     of_this_origin = CREDENTIALS.union((b'host',), [name.lower() for name in names])
 
     async def redirecting_request(method, url, params=(), headers=(), body=None, **kwargs):
