@@ -2025,13 +2025,13 @@ async def exchange(connection, message, upload, part, parts, limits):
     has_more = upload is not None and not upload.is_over
     is_expecting, ends_at = message.expects, None
     is_asking, is_blocked, send_error = False, False, None
-    if has_more:
-        reader = new_reader(limits)
-        next_parts, stop = interruptible(connection, upload, reader)
     try:
         while True:
             is_blocked = upload is not None and not part and connection.has_unsent()  # TLS has taken it, at most
             if not part and has_more and not is_expecting and not is_blocked:
+                if stop is None:  # not before: nothing is to come between the last look at the connection and its head
+                    reader = reader or new_reader(limits)
+                    next_parts, stop = interruptible(connection, upload, reader)
                 is_asking = True  # here alone the caller's code is waited for
                 part, *parts = await next_parts() or (b'',)
                 is_asking, has_more = False, not upload.is_over  # what came meanwhile is heard before more is sent
