@@ -109,7 +109,7 @@ class Scenario(NamedTuple):
     expected: tuple
     steps: tuple = ()           # (after so many seconds, what): a command of `ip` or `tc`, or what befalls packets
     host: str = 'near.test'
-    timeout: float = PATIENT    # the pool's `socket_timeout`
+    timeout: float = PATIENT    # the pool's `connect_timeout` and `socket_timeout`
     waits: int = 1              # for how many such timeouts one wait of the caller may last
     limit: float = 0.0          # seconds, in place of that
     kind: str = 'plain'         # which of the server's ports, or the name of a relay
@@ -641,7 +641,7 @@ class Report:
                 sock.setsockopt(*option)
 
         request, close = Pool(resolver(address, 53, waits), trusting(site['ca']), set_sock_options=set_sock_options,
-                              socket_timeout=scenario.timeout)
+                              connect_timeout=scenario.timeout, socket_timeout=scenario.timeout)
         ports = site['ports'][scenario.kind]
         watch = Watch()
         stood_still = [0.0]
