@@ -1942,9 +1942,7 @@ def interruptible(connection, upload, reader):
     later = None  # looks at a cancellation by others again
     cancelling = None  # of the task, by others, when the body was asked; None while it is not
 
-    def on_event(is_time):
-        if is_time:  # the end of an earlier wait's
-            return
+    def on_event(_):
         # All is given: an answer is in good time, and what the body still does is its own.
         while not upload.is_complete() and not reader.is_full() and not has_to_end():
             data = hear(connection, reader)
