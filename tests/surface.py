@@ -226,8 +226,10 @@ class TwoThreadsTests(AsyncTestCase):
         def run():
             loop = new_event_loop()
             try:
-                results.append(loop.run_until_complete(get()))
-                loop.run_until_complete(close())
+                result = loop.run_until_complete(get())
+                results.append(result)
+                if result == b'hello':  # the pool is this loop's
+                    loop.run_until_complete(close())
             finally:
                 loop.close()
 
