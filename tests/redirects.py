@@ -56,7 +56,7 @@ class RedirectTestCase(AsyncTestCase):
         def script(peer):
             while True:
                 head = peer.read_head()
-                if not head:
+                if not head.endswith(b'\r\n\r\n'):  # it ended, or is of a stranger, who had this port before
                     return
                 line, *lines = head[:-4].split(b'\r\n')
                 method, target, _ = line.split(b' ')
